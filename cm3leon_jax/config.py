@@ -1,0 +1,408 @@
+"""The experiment: nested frozen dataclasses, the truth behind the gin and ml_collections fronts.
+
+Every rule is checked at construction and every message names the field, its value, the rule and
+the fix. `preset(name)` gives the shipped experiments; `from_dict` and `to_dict` are inverses.
+"""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def require(holds: bool, name: str, value: object, rule: str) -> None:
+    """Raises ValueError 'name=value: rule' unless `holds`."""
+    if not holds:
+        raise ValueError(f"{name}={value!r}: {rule}")
+
+
+def require_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    """Raises ValueError unless `value` is one of `choices`."""
+    require(value in choices, name, value, f"use one of {', '.join(map(repr, choices))}")
+
+
+@dataclass(frozen=True)
+class Model:
+    """The decoder-only transformer. Defaults are CM3Leon's (paper section 2.2, table 3).
+
+    The id space is [specials | text pieces | image codes]; the paper's sizes fill 65,536.
+    """
+
+    layers: int = 24
+    width: int = 1024
+    heads: int = 16
+    kv_heads: int = 0  # 0: as many as heads
+    mlp: int = 4096
+    context: int = 4096
+    specials: int = 1024  # <pad> <eos> <unk> <break> <eoss>, the sentinels, reserved ids
+    sentinels: int = 512
+    text_pieces: int = 56_320
+    image_codes: int = 8192
+    image_tokens: int = 1024  # codes per image, a square raster
+    activation: Literal["relu", "gelu", "swiglu"] = "gelu"  # not stated in the paper
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_affine: bool = False
+    norm_placement: Literal["before", "after"] = "before"  # of the sub-layer, inside the residual
+    qk_norm: bool = False
+    positions: Literal["learned", "rotary"] = "learned"
+    rotary_base: float = 10_000.0
+    code_positions: bool = False  # adds a learned position within the image to every code
+    code_features: int = 0  # width of the tokenizer's codebook vectors in code embeddings; 0: off
+    tie_embeddings: bool = True  # as OPT; not stated in the paper
+    init_std: float = 0.006
+    position_std: float = 0.0002
+    init_residual: Literal["zero", "scaled"] = "zero"  # outputs of attention and mlp
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of the computation; parameters are float32
+    remat: Literal["none", "full"] = "full"
+    loss_chunk: int = 512  # positions per step of the chunked cross-entropy
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "width", "heads", "mlp", "context", "image_tokens", "loss_chunk"):
+            require(getattr(self, name) > 0, f"model.{name}", getattr(self, name), "must be > 0")
+        for name in ("activation", "norm", "norm_placement", "positions", "dtype", "remat"):
+            choices = typing.get_args(typing.get_type_hints(Model)[name])
+            require_choice(f"model.{name}", getattr(self, name), choices)
+        require_choice("model.init_residual", self.init_residual, ("zero", "scaled"))
+        divisors = [n for n in range(1, self.width + 1) if self.width % n == 0]
+        nearest = sorted(divisors, key=lambda n: abs(n - self.heads))[:4]
+        rule = f"must divide model.width={self.width}; use one of {sorted(nearest)}"
+        require(self.width % self.heads == 0, "model.heads", self.heads, rule)
+        rule = f"must be 0 or divide model.heads={self.heads}"
+        divides = self.kv_heads == 0 or (self.kv_heads > 0 and self.heads % self.kv_heads == 0)
+        require(divides, "model.kv_heads", self.kv_heads, rule)
+        rule = "rotary positions need an even width / heads"
+        even = self.positions != "rotary" or self.head_size % 2 == 0
+        require(even, "model.positions", self.positions, rule)
+        side = round(self.image_tokens**0.5)
+        rule = f"an image is a square raster; use {side**2} or {(side + 1) ** 2}"
+        require(side**2 == self.image_tokens, "model.image_tokens", self.image_tokens, rule)
+        rule = "must leave room for <eos> text <break> image <eos>: context >= image_tokens + 8"
+        require(self.context >= self.image_tokens + 8, "model.context", self.context, rule)
+
+    @property
+    def head_size(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def vocabulary(self) -> int:
+        return self.specials + self.text_pieces + self.image_codes
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained parameters, from the shapes alone."""
+        kv_width = (self.kv_heads or self.heads) * self.head_size
+        attention = 2 * self.width**2 + 2 * self.width * kv_width
+        mlp = (3 if self.activation == "swiglu" else 2) * self.width * self.mlp
+        norms = 2 * self.width * (1 if self.norm == "rmsnorm" else 2) if self.norm_affine else 0
+        qk_norm = (
+            2 * self.head_size * (self.heads + (self.kv_heads or self.heads)) if self.qk_norm else 0
+        )
+        tables = self.vocabulary * self.width * (1 if self.tie_embeddings else 2)
+        tables += self.context * self.width if self.positions == "learned" else 0
+        tables += self.image_tokens * self.width if self.code_positions else 0
+        tables += self.code_features * self.width
+        return self.layers * (attention + mlp + norms + qk_norm) + tables + norms // 2
+
+
+@dataclass(frozen=True)
+class Objective:
+    """CM3 span rotation (paper section 2.2; values not stated are marked in the reference)."""
+
+    rate: float = 1.0  # spans per document ~ min(Poisson(rate), max_spans)
+    max_spans: int = 16
+    whole_segment: float = 0.5  # probability that a masked unit is a whole caption or image
+    retrieved_weight: float = 1.0  # loss weight of retrieved documents (RA-CM3: 0.1)
+    sentinel_weight: float = 1.0  # loss weight of <mask:i>
+
+    def __post_init__(self) -> None:
+        require(self.rate >= 0, "objective.rate", self.rate, "must be >= 0")
+        require(self.max_spans >= 0, "objective.max_spans", self.max_spans, "must be >= 0")
+        rule = "is a probability; use a value from 0 to 1"
+        require(0 <= self.whole_segment <= 1, "objective.whole_segment", self.whole_segment, rule)
+        for name in ("retrieved_weight", "sentinel_weight"):
+            require(getattr(self, name) >= 0, f"objective.{name}", getattr(self, name), ">= 0")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW with warmup and decay. Defaults: the nearest evidence (scaling-law paper, OPT)."""
+
+    learning_rate: float = 6e-4
+    warmup_steps: int = 1500
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    end_fraction: float = 0.1  # of the peak, reached at the last step
+    beta1: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 1.0  # global gradient norm; 0: off
+
+    def __post_init__(self) -> None:
+        rule = "must be > 0"
+        require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, rule)
+        require_choice("optimizer.schedule", self.schedule, ("linear", "cosine", "constant"))
+        for name in ("warmup_steps", "epsilon", "weight_decay", "clip"):
+            require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), ">= 0")
+        for name in ("end_fraction", "beta1", "beta2"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"optimizer.{name}", value, "must lie between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Devices along each mesh axis; one of them may be -1, 'all that are left'."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = (self.data, self.fsdp, self.tensor)
+        rule = "use positive numbers, and -1 for at most one axis"
+        holds = all(n == -1 or n > 0 for n in sizes) and sizes.count(-1) <= 1
+        require(holds, "mesh (data, fsdp, tensor)", sizes, rule)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Length, batch and rhythm of one training run."""
+
+    steps: int = 175_000
+    batch: int = 1953  # rows (or images) per step, over all devices and accumulation steps
+    row_length: int = 4096  # tokens per packed row
+    accumulate: int = 1  # gradient accumulation steps
+    z_loss: float = 0.0  # weight of log(Z)^2 (Chameleon: 1e-5)
+    seed: int = 0
+    log_every: int = 10
+    sample_every: int = 1000  # picture grids and held-out loss in TensorBoard
+    save_every: int = 1000
+    keep: int = 3  # checkpoints
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "row_length", "accumulate", "log_every", "keep"):
+            require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be > 0")
+        for name in ("sample_every", "save_every"):
+            require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be > 0")
+        rule = f"must be a multiple of train.accumulate={self.accumulate}"
+        require(self.batch % self.accumulate == 0, "train.batch", self.batch, rule)
+        require(self.z_loss >= 0, "train.z_loss", self.z_loss, "must be >= 0")
+
+
+@dataclass(frozen=True)
+class ImageTokenizer:
+    """The VQGAN that turns images into codes, and how it is trained.
+
+    The defaults are the shape of the Make-A-Scene descendant that Chameleon published (256 px,
+    f=8 gives the paper's 1,024 tokens of 8,192 codes). Training values that the paper does not
+    state are LlamaGen's and taming's and stay configuration.
+    """
+
+    size: int = 256  # pixels per side, square
+    # network
+    patch: int = 1  # pixels per side that the first convolution reads as channels; 1 = taming
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 2, 4)  # per level; each further level halves the grid
+    blocks: int = 2  # residual blocks per encoder level; the decoder has one more
+    attention: tuple[int, ...] = ()  # grid sides at which blocks are followed by attention
+    groups: int = 32  # of GroupNorm
+    latent: int = 256  # channels between encoder/decoder and the 1x1 convolutions
+    # quantizer
+    codes: int = 8192
+    width: int = 256  # of a code
+    normalize: bool = False  # codes and latents on the unit sphere
+    quantizer: Literal["gradient", "ema"] = "gradient"  # how codes move: "gradient" or "ema"
+    decay: float = 0.98  # of the moving averages of code usage and, with "ema", of the codes
+    restart: float = 0.03  # a code used less than this times the mean moves to a latent; 0 = never
+    bypass: float = (
+        0.0  # first fraction of the steps in which latents skip the quantizer, ever less
+    )
+    # loss weights
+    squared: float = 0.0  # L2
+    absolute: float = 1.0  # L1
+    commitment: float = 0.25
+    perceptual: float = 0.0
+    adversarial: float = 0.0
+    adversarial_start: int = 20_000  # step
+    discriminator_channels: int = 64
+    discriminator_layers: int = 3
+    # training
+    steps: int = 400_000
+    batch: int = 128
+    learning_rate: float = 1e-4
+    final_rate: float = 0.01  # of learning_rate, where the cosine ends
+    warmup: int = 1000  # steps
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.05
+    clip: float = 1.0  # largest global gradient norm
+
+    @property
+    def factor(self) -> int:
+        """Pixels per token along one side."""
+        return self.patch * 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def grid(self) -> int:
+        """Tokens per side."""
+        return self.size // self.factor
+
+    def __post_init__(self) -> None:
+        def check(holds: bool, field: str, rule: str) -> None:
+            require(holds, f"image_tokenizer.{field}", getattr(self, field), rule)
+
+        for name in ("size", "patch", "channels", "groups", "latent", "codes", "width"):
+            check(getattr(self, name) >= 1, name, "must be >= 1")
+        for name in ("steps", "batch", "discriminator_channels", "discriminator_layers"):
+            check(getattr(self, name) >= 1, name, "must be >= 1")
+        holds = len(self.multipliers) > 0 and min(self.multipliers) >= 1
+        check(holds, "multipliers", "give one number >= 1 per level")
+        rule = f"must be a multiple of patch * 2 ** (levels - 1) = {self.factor} pixels per token"
+        check(self.size % self.factor == 0, "size", rule)
+        for multiplier in self.multipliers:
+            channels = self.channels * multiplier
+            check(
+                channels % self.groups == 0, "groups", f"must divide every level, also {channels}"
+            )
+        sides = [self.size // self.patch >> level for level in range(len(self.multipliers))]
+        check(set(self.attention) <= set(sides), "attention", f"must be among grid sides {sides}")
+        require_choice("image_tokenizer.quantizer", self.quantizer, ("gradient", "ema"))
+        for name in ("decay", "restart", "bypass", "beta1", "beta2"):
+            check(0 <= getattr(self, name) < 1, name, "must be >= 0 and < 1")
+        for name in ("blocks", "squared", "absolute", "commitment", "perceptual", "adversarial"):
+            check(getattr(self, name) >= 0, name, "must be >= 0")
+        for name in ("adversarial_start", "warmup", "weight_decay"):
+            check(getattr(self, name) >= 0, name, "must be >= 0")
+        check(self.squared + self.absolute > 0, "absolute", "must be > 0 where squared is 0")
+        check(self.learning_rate > 0, "learning_rate", "must be > 0")
+        check(self.clip > 0, "clip", "must be > 0")
+        check(0 <= self.final_rate <= 1, "final_rate", "must be >= 0 and <= 1")
+        check(self.warmup < self.steps, "warmup", f"must be below steps={self.steps}")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where documents come from, and which of them are held out."""
+
+    source: str = "scenes"  # scenes | emoji | a folder of pictures and texts
+    count: int = 50_000  # records read at most
+    seed: int = 0  # of procedural sources
+    font: str = ""  # emoji font file; empty: the installed one
+    held_out: float = 0.05  # share of ids never trained on
+    max_bad_fraction: float = 0.01  # more unreadable records than this stop the preparation
+
+    def __post_init__(self) -> None:
+        require(self.count > 0, "data.count", self.count, "must be > 0")
+        for name in ("held_out", "max_bad_fraction"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"data.{name}", value, "must be >= 0 and < 1")
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Default sampling settings, used wherever a call names none (paper section 3.2)."""
+
+    temperature: float = 1.0
+    top_p: float = 0.9
+    top_k: int = 0  # 0: all
+    guidance: float = 3.0
+    text_temperature: float = 0.7
+    text_tokens: int = 64  # longest caption or infill
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "text_temperature", "top_k", "guidance"):
+            require(getattr(self, name) >= 0, f"decode.{name}", getattr(self, name), ">= 0")
+        require(0 < self.top_p <= 1, "decode.top_p", self.top_p, "must be > 0 and <= 1")
+        require(self.text_tokens > 0, "decode.text_tokens", self.text_tokens, "must be > 0")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All of one experiment; written beside every checkpoint and read back by the decoder."""
+
+    model: Model = field(default_factory=Model)
+    image_tokenizer: ImageTokenizer = field(default_factory=ImageTokenizer)
+    data: Data = field(default_factory=Data)
+    objective: Objective = field(default_factory=Objective)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    mesh: Mesh = field(default_factory=Mesh)
+    train: Train = field(default_factory=Train)
+    decode: Decode = field(default_factory=Decode)
+
+    def __post_init__(self) -> None:
+        rule = f"must not exceed model.context={self.model.context}"
+        require(
+            self.train.row_length <= self.model.context,
+            "train.row_length",
+            self.train.row_length,
+            rule,
+        )
+        rule = f"must fit into model.sentinels={self.model.sentinels}"
+        holds = self.objective.max_spans <= self.model.sentinels
+        require(holds, "objective.max_spans", self.objective.max_spans, rule)
+        sizes = (self.image_tokenizer.grid**2, self.image_tokenizer.codes)
+        wanted = (self.model.image_tokens, self.model.image_codes)
+        rule = f"must equal model.image_tokens, model.image_codes = {wanted}"
+        require(sizes == wanted, "image_tokenizer grid**2, codes", sizes, rule)
+        rule = f"must be 0 or image_tokenizer.width={self.image_tokenizer.width}"
+        holds = self.model.code_features in (0, self.image_tokenizer.width)
+        require(holds, "model.code_features", self.model.code_features, rule)
+
+
+def to_dict(value: Any) -> dict[str, Any]:
+    """Nested dict of an experiment or a part of it; tuples become lists, ready for JSON."""
+    content = {}
+    for entry in dataclasses.fields(value):
+        item = getattr(value, entry.name)
+        if dataclasses.is_dataclass(item):
+            item = to_dict(item)
+        content[entry.name] = list(item) if isinstance(item, tuple) else item
+    return content
+
+
+def from_dict(content: Mapping[str, Any], kind: Any = None, path: str = "") -> Any:
+    """Inverse of `to_dict`: builds an Experiment (or `kind`); missing keys keep their defaults.
+
+    Raises ValueError for unknown keys, naming the nearest known one, and for wrong types.
+    """
+    kind = Experiment if kind is None else kind
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for key, value in content.items():
+        name = f"{path}{key}"
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            hint = f"did you mean {path}{near[0]}?" if near else f"known: {', '.join(hints)}"
+            raise ValueError(f"{name}: unknown config key; {hint}")
+        values[key] = _convert(value, hints[key], name)
+    return kind(**values)
+
+
+def replace(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
+    """A copy with dotted overrides, {'train.steps': 10}; keys and values are checked."""
+    content = to_dict(experiment)
+    for name, value in overrides.items():
+        *parents, last = name.split(".")
+        node = content
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            require(isinstance(node, dict), name, value, f"{parent} has no fields")
+        node[last] = value
+    return from_dict(content)
+
+
+def _convert(value: Any, hint: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        require(isinstance(value, Mapping), name, value, "must be a mapping of fields")
+        return from_dict(value, hint, f"{name}.")
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        require(isinstance(value, list | tuple), name, value, "must be a list")
+        return tuple(_convert(item, typing.get_args(hint)[0], name) for item in value)
+    kind = type(typing.get_args(hint)[0]) if origin is Literal else hint
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    holds = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    require(holds, name, value, f"must be of type {kind.__name__}")
+    return value

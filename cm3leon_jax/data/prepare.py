@@ -1,0 +1,124 @@
+"""From records to token documents: read and check the pictures, split, tokenize.
+
+A record that cannot be read is skipped, counted and listed; the split into training and held-out
+documents follows the id alone.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cm3leon_jax import config
+from cm3leon_jax.data import emoji, scene_text, scenes, sources
+from cm3leon_jax.data.pictures import BadPicture, open_picture
+from cm3leon_jax.data.shards import TokenDocument
+from cm3leon_jax.data.sources import Record, Skipped
+from cm3leon_jax.tokens.document import Document, Image, Text, spans
+from cm3leon_jax.tokens.text import TextTokenizer
+from cm3leon_jax.tokens.vocabulary import Vocabulary
+
+# Pictures uint8 [B Y X 3] -> codes [B, image_tokens]
+Encode = Callable[[NDArray[np.uint8]], NDArray[np.integer]]
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One record with its pictures opened: texts (str) and images (uint8 [Y X 3]) in order."""
+
+    id: str
+    segments: tuple[str | NDArray[np.uint8], ...]
+    source: str = ""
+
+    @property
+    def texts(self) -> list[str]:
+        return [part for part in self.segments if isinstance(part, str)]
+
+    @property
+    def images(self) -> list[NDArray[np.uint8]]:
+        return [part for part in self.segments if not isinstance(part, str)]
+
+
+class Collection(NamedTuple):
+    """A source, read and split."""
+
+    train: list[Example]
+    held_out: list[Example]
+    skipped: Skipped
+
+
+def read_records(data: config.Data, size: int, skipped: Skipped) -> Iterator[Record]:
+    """The records of `data.source`; procedural and font pictures are made at `size` pixels."""
+    if data.source == "scenes":
+        grids = {scenes.Layout(grid).size: grid for grid in scenes.PLACES}
+        if size not in grids:
+            raise ValueError(f"image_tokenizer.size={size}: scenes have {sorted(grids)} pixels")
+        yield from scene_text.records(data.count, data.seed, grids[size])
+    elif data.source == "emoji":
+        yield from emoji.records(size, data.font or None)
+    else:
+        yield from sources.read_folder(data.source, skipped, data.max_bad_fraction)
+
+
+def collect(data: config.Data, size: int) -> Collection:
+    """Reads at most `data.count` records with every picture as a square of `size` pixels."""
+    skipped = Skipped()
+    train: list[Example] = []
+    held_out: list[Example] = []
+    for record in islice(read_records(data, size, skipped), data.count):
+        try:
+            segments = tuple(
+                part if isinstance(part, str) else open_picture(part, size)
+                for part in record.segments
+            )
+        except BadPicture as error:
+            skipped.add(record.origin or record.id, str(error))
+            skipped.check_early(data.max_bad_fraction)
+            continue
+        side = held_out if sources.is_held_out(record.id, data.held_out) else train
+        side.append(Example(record.id, segments, record.source_url))
+    skipped.check(data.max_bad_fraction)
+    if not train or not held_out:
+        raise ValueError(
+            f"data.source={data.source!r}: {len(train)} documents to train on and"
+            f" {len(held_out)} held out (data.held_out={data.held_out}); both must be > 0"
+        )
+    return Collection(train, held_out, skipped)
+
+
+def tokenize(
+    examples: Sequence[Example],
+    text: TextTokenizer,
+    encode: Encode,
+    vocabulary: Vocabulary,
+    image_tokens: int,
+    longest: int,
+    skipped: Skipped,
+) -> Iterator[TokenDocument]:
+    """Token documents in order; one longer than `longest` ids is skipped and listed."""
+    for chunk in _chunks(examples, 256):
+        images = [image for example in chunk for image in example.images]
+        codes = iter(encode(np.stack(images)) if images else ())
+        for example in chunk:
+            document = Document(
+                tuple(
+                    Text(tuple(text.encode(part))) if isinstance(part, str) else Image(next(codes))
+                    for part in example.segments
+                )
+            )
+            ids = document.to_ids(vocabulary, image_tokens)
+            if len(ids) > longest:
+                reason = f"{len(ids)} tokens exceed train.row_length + 1 = {longest}"
+                skipped.add(example.id, reason)
+                continue
+            places = tuple(tuple(span) for span in spans(ids, vocabulary))
+            yield TokenDocument(example.id, ids, places, example.source)
+
+
+def _chunks(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
+    stream = iter(examples)
+    while chunk := list(islice(stream, size)):
+        yield chunk

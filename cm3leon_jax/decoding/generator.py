@@ -1,0 +1,309 @@
+"""The public object: a loaded bundle that draws images, writes captions and fills holes.
+
+Same arguments and seed, same result. Every row draws from a key of its own, made of the seed, its
+prompt and its number, so a sample is the same alone and among others.
+"""
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+
+from cm3leon_jax import config
+from cm3leon_jax.checkpoint import PathLike, load_network, local, read_experiment
+from cm3leon_jax.data.pictures import open_picture
+from cm3leon_jax.decoding.engine import Prompts, decode_codes, decode_text, pad_prompts
+from cm3leon_jax.decoding.logits import Sampling
+from cm3leon_jax.models.transformer import Transformer
+from cm3leon_jax.models.vqgan import VQGAN
+from cm3leon_jax.sharding import make_mesh, shardings
+from cm3leon_jax.tokens.document import MASK, Document, Image, Text
+from cm3leon_jax.tokens.text import TextTokenizer
+from cm3leon_jax.tokens.vocabulary import BREAK, EOS, EOSS, PAD, Vocabulary
+
+HOLE = "<mask>"
+ROWS = 128  # samples decoded together; more run one batch after the other
+
+Picture = Pillow.Image | np.ndarray | str | Path | bytes
+
+
+def load(bundle: PathLike) -> "Generator":
+    """Opens a bundle, a local folder or gs:// path, on all devices of this process."""
+    experiment = read_experiment(bundle)
+    mesh = make_mesh(config.Mesh(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    key = jax.random.key(0)
+
+    def read(name: str, build: Callable[[jax.Array], Any]) -> Any:
+        form = jax.eval_shape(build, key)
+        return load_network(local(bundle) / name, form, shardings(form, mesh))
+
+    return Generator(
+        experiment,
+        TextTokenizer.load(str(local(bundle) / "text.model")),
+        read("transformer", lambda key: Transformer(experiment.model, rngs=nnx.Rngs(key))),
+        read("image_tokenizer", lambda key: VQGAN(experiment.image_tokenizer, rngs=nnx.Rngs(key))),
+    )
+
+
+@dataclass(frozen=True)
+class Generator:
+    """Draws, captions and fills; made by `load`. Arguments left out come from config `decode`."""
+
+    experiment: config.Experiment
+    text: TextTokenizer
+    transformer: Transformer
+    image_tokenizer: VQGAN
+
+    def images(
+        self,
+        prompt: str | Sequence[str],
+        n: int = 1,
+        *,
+        guidance: float | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        seed: int = 0,
+    ) -> list[Pillow.Image]:
+        """Text to image: n pictures per prompt, those of the first prompt first.
+
+        guidance 1 is plain conditional sampling; temperature 0 takes the likeliest code; top_p 1
+        and top_k 0 keep every code.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        _require(bool(prompts) and all(p.strip() for p in prompts), "prompt", prompt, "some text")
+        _require(n >= 1, "n", n, "at least 1")
+        defaults = self.experiment.decode
+        scale = defaults.guidance if guidance is None else guidance
+        _require(scale >= 0, "guidance", scale, "0 or more")
+        sampling = _sampling(
+            defaults.temperature if temperature is None else temperature,
+            defaults.top_p if top_p is None else top_p,
+            defaults.top_k if top_k is None else top_k,
+        )
+        conditional = [_ids([EOS], self._text_ids(p), [BREAK]) for p in prompts for _ in range(n)]
+        unconditional = _ids([EOS, self.vocabulary.mask(0), BREAK])
+        count = self.experiment.model.image_tokens
+
+        def decode(prompts: Prompts, keys: jax.Array) -> jax.Array:
+            scales = None if scale == 1 else jnp.float32(scale)
+            return decode_codes(self.transformer, prompts, keys, sampling, scales, count)
+
+        streams = [conditional]
+        if scale != 1:
+            streams.append([unconditional] * len(conditional))
+        codes = self._in_batches(streams, decode, n, seed, count)
+        return [Pillow.fromarray(pixels) for pixels in self.decode_images(codes)]
+
+    def caption(
+        self,
+        image: Picture | Sequence[Picture],
+        *,
+        temperature: float | None = None,
+        seed: int = 0,
+    ) -> str | list[str]:
+        """Image to text: a string for one picture, a list for a list."""
+        is_one = not isinstance(image, list | tuple)
+        pictures: Sequence[Picture] = [image] if is_one else image  # type: ignore[list-item,assignment]
+        _require(len(pictures) > 0, "image", image, "at least one picture")
+        documents = [
+            Document((Text((MASK,)), Image(codes))) for codes in self.encode_images(pictures)
+        ]
+        fills = self._fill_next(documents, [[] for _ in documents], temperature, seed)
+        captions = [self.text.decode(list(fill)) for fill in fills]
+        return captions[0] if is_one else captions
+
+    def infill(
+        self, document: Document, *, temperature: float | None = None, seed: int = 0
+    ) -> Document:
+        """Fills every hole in the texts of a document, in order; the rest stays as it is."""
+        holes = [
+            isinstance(segment, Text)
+            for segment in document.segments
+            for value in (segment.ids if isinstance(segment, Text) else segment.codes)
+            if value == MASK
+        ]
+        _require(bool(holes), "document", document, f"a document with a hole, {HOLE} in a text")
+        _require(all(holes), "document", document, "holes in texts only")
+        fills: list[tuple[int, ...]] = []
+        for _ in holes:
+            fills.append(self._fill_next([document], [fills], temperature, seed)[0])
+        left = iter(fills)
+        segments = [
+            Text(tuple(i for value in s.ids for i in (next(left) if value == MASK else (value,))))
+            if isinstance(s, Text)
+            else s
+            for s in document.segments
+        ]
+        return Document(tuple(segments), document.retrieved)
+
+    def document(self, *parts: str | Picture) -> Document:
+        """A document from texts and pictures in order; `<mask>` in a text is a hole.
+
+        Strings are texts always; give pictures as Pillow images, arrays, Paths or bytes.
+        """
+        _require(len(parts) > 0, "parts", parts, "at least one text or picture")
+        return Document(
+            tuple(
+                self._text(part) if isinstance(part, str) else Image(self.encode_images([part])[0])
+                for part in parts
+            )
+        )
+
+    def parts(self, document: Document) -> list[str | Pillow.Image]:
+        """The texts and pictures of a document; holes of texts are written `<mask>`."""
+        return [
+            self._string(segment.ids)
+            if isinstance(segment, Text)
+            else Pillow.fromarray(self.decode_images(np.array([segment.codes]))[0])
+            for segment in document.segments
+        ]
+
+    def encode_images(self, pictures: Sequence[Picture]) -> NDArray[np.int32]:
+        """Codes [B, image_tokens] of pictures, resized and cropped to the tokenizer's square."""
+        size = self.experiment.image_tokenizer.size
+        pixels = [open_picture(_source(picture), size) for picture in pictures]
+        chunks = [
+            np.asarray(_encode(self.image_tokenizer, np.stack(pixels[i : i + ROWS])))
+            for i in range(0, len(pixels), ROWS)
+        ]
+        return np.concatenate(chunks).reshape(len(pixels), -1)
+
+    def decode_images(self, codes: NDArray[np.integer]) -> NDArray[np.uint8]:
+        """Pictures uint8 [B Y X 3] of codes [B, image_tokens]."""
+        grids = codes.reshape(len(codes), *[self.experiment.image_tokenizer.grid] * 2)
+        chunks = [
+            np.asarray(_decode(self.image_tokenizer, grids[i : i + ROWS]))
+            for i in range(0, len(grids), ROWS)
+        ]
+        return np.concatenate(chunks)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        model = self.experiment.model
+        return Vocabulary(model.specials, model.sentinels, model.text_pieces, model.image_codes)
+
+    def _fill_next(
+        self,
+        documents: Sequence[Document],
+        fills: Sequence[Sequence[tuple[int, ...]]],
+        temperature: float | None,
+        seed: int,
+    ) -> list[tuple[int, ...]]:
+        """Pieces for the next hole of every document, given the fills of its earlier ones."""
+        defaults = self.experiment.decode
+        value = defaults.text_temperature if temperature is None else temperature
+        sampling, limit = _sampling(value, 1.0, 0), defaults.text_tokens
+        prompts = []
+        for document, done in zip(documents, fills):
+            ids = [document.to_ids(self.vocabulary)]
+            for index, fill in enumerate(done):
+                ids += [[self.vocabulary.mask(index)], self.vocabulary.text_ids(fill), [EOSS]]
+            prompts.append(_ids(*ids, [self.vocabulary.mask(len(done))]))
+
+        def decode(prompts: Prompts, keys: jax.Array) -> jax.Array:
+            return decode_text(self.transformer, prompts, keys, sampling, limit)
+
+        drawn = self._in_batches([prompts], decode, 1, seed, limit)
+        return [tuple(self.vocabulary.pieces(row[row != PAD]).tolist()) for row in drawn]
+
+    def _in_batches(
+        self,
+        streams: list[list[NDArray[np.int32]]],
+        decode: Callable[[Prompts, jax.Array], jax.Array],
+        n: int,
+        seed: int,
+        new_tokens: int,
+    ) -> NDArray[np.int32]:
+        """Runs `decode` over all rows, `ROWS` at a time, with one shape for every batch."""
+        total, context = len(streams[0]), self.experiment.model.context
+        longest = max(len(row) for stream in streams for row in stream)
+        if longest + new_tokens > context:
+            raise ValueError(
+                f"a prompt of {longest} tokens and {new_tokens} new ones exceed"
+                f" model.context={context}; shorten the text"
+            )
+        rows = min(total, ROWS)
+        padded = pad_prompts(streams)
+        tokens = padded.tokens.reshape(len(streams), total, -1)
+        start = padded.start.reshape(len(streams), total)
+        keys = jax.vmap(_row_key, (None, 0, 0))(
+            jax.random.key(seed),
+            np.array([zlib.crc32(row.tobytes()) for row in streams[0]], np.uint32),
+            np.arange(total) % n,
+        )
+        drawn = []
+        for first in range(0, total, rows):
+            chosen = np.minimum(np.arange(first, first + rows), total - 1)
+            batch = Prompts(
+                tokens[:, chosen].reshape(len(streams) * rows, -1), start[:, chosen].reshape(-1)
+            )
+            drawn.append(np.asarray(decode(batch, keys[chosen])))
+        return np.concatenate(drawn)[:total]
+
+    def _text_ids(self, text: str) -> NDArray[np.uint32]:
+        return self.vocabulary.text_ids(self.text.encode(text))
+
+    def _text(self, text: str) -> Text:
+        _require(bool(text.strip()), "text", text, "some text")
+        first, *rest = text.split(HOLE)
+        ids = self.text.encode(first.rstrip() if rest else first)
+        for index, part in enumerate(rest, start=1):
+            # The space before a hole belongs to the fill: pieces begin with their space.
+            ids += [MASK, *self.text.encode(part.rstrip() if index < len(rest) else part)]
+        return Text(tuple(ids))
+
+    def _string(self, ids: Sequence[int]) -> str:
+        parts: list[list[int]] = [[]]
+        for value in ids:
+            parts.append([]) if value == MASK else parts[-1].append(value)
+        return HOLE.join(self.text.decode(part) for part in parts)
+
+
+@jax.jit
+def _encode(tokenizer: VQGAN, pixels: jax.Array) -> jax.Array:
+    return tokenizer.encode(pixels.astype(jnp.float32) / 127.5 - 1)
+
+
+@jax.jit
+def _decode(tokenizer: VQGAN, codes: jax.Array) -> jax.Array:
+    images = jnp.clip(tokenizer.decode(codes), -1, 1)
+    return jnp.round((images + 1) * 127.5).astype(jnp.uint8)
+
+
+def _row_key(key: jax.Array, prompt: jax.Array, number: jax.Array) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(key, prompt), number)
+
+
+def _sampling(temperature: float, top_p: float, top_k: int) -> Sampling:
+    _require(temperature >= 0, "temperature", temperature, "0 or more")
+    _require(0 < top_p <= 1, "top_p", top_p, "above 0, at most 1")
+    _require(top_k >= 0, "top_k", top_k, "0 (all) or more")
+    return Sampling(
+        jnp.float32(temperature),
+        None if top_p == 1 else jnp.float32(top_p),
+        None if top_k == 0 else jnp.int32(top_k),
+    )
+
+
+def _source(picture: Picture) -> Path | bytes | np.ndarray:
+    if isinstance(picture, Pillow.Image):
+        return np.asarray(picture.convert("RGB"))
+    return Path(picture) if isinstance(picture, str) else picture
+
+
+def _ids(*parts: Any) -> NDArray[np.int32]:
+    return np.concatenate([np.asarray(part, np.int32) for part in parts])
+
+
+def _require(holds: bool, name: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"{name}={value!r}: use {allowed}")

@@ -1,0 +1,1 @@
+"""Strict importers and exporters for other people's weights; no pickle is executed."""

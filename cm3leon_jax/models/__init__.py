@@ -1,0 +1,1 @@
+"""The networks: Flax NNX modules used as plain pytrees. Arrays in, arrays out."""

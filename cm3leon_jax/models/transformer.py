@@ -1,0 +1,263 @@
+"""The decoder-only transformer: CM3Leon's form (paper section 2.2), switched to Chameleon's.
+
+A Flax NNX module used as a plain pytree: jit, grad and scan take it directly. Every parameter is
+one row `parameter(axes, shape, std)`; layers are stacked on a leading axis L and scanned.
+B batch, T query positions, S cache slots, D width, N heads, K key-value heads, H head size,
+F mlp, V vocabulary, L layers. Parameters are float32, the computation runs in `config.dtype`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cm3leon_jax import config
+from cm3leon_jax.models.attention import attend, attend_cache
+from cm3leon_jax.sharding import constrain
+
+
+class Cache(NamedTuple):
+    """Keys and values of every layer. Slots are shared by all rows: prompts end together."""
+
+    keys: jax.Array  # [L B S K H]
+    values: jax.Array  # [L B S K H]
+
+
+# (query, key, value, layer index, cache) -> (context [B T N H], cache)
+Attend = Callable[..., tuple[jax.Array, Any]]
+
+
+class Frozen(nnx.Variable):
+    """An array that belongs to the model but is not trained."""
+
+
+def parameter(rngs: nnx.Rngs, axes: str, shape: tuple[int, ...], std: float) -> nnx.Param:
+    """One trained array: truncated normal (cut at 3 sigma), or zeros where std is 0."""
+    if std == 0:
+        return nnx.Param(jnp.zeros(shape), axes=tuple(axes.split()))
+    value = std * jax.random.truncated_normal(rngs.params(), -3, 3, shape)
+    return nnx.Param(value, axes=tuple(axes.split()))
+
+
+class Norm(nnx.Module):
+    """LayerNorm or RMSNorm over the last axis, in float32; without parameters unless affine."""
+
+    def __init__(self, kind: str, shape: tuple[int, ...], axes: str, affine: bool):
+        self.kind = kind
+        named = tuple(axes.split())
+        self.scale = nnx.Param(jnp.ones(shape), axes=named) if affine else None
+        has_bias = affine and kind == "layernorm"
+        self.bias = nnx.Param(jnp.zeros(shape), axes=named) if has_bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        if self.kind == "layernorm":
+            y = y - y.mean(axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt((y**2).mean(axis=-1, keepdims=True) + 1e-5)
+        if self.scale is not None:
+            y = y * self.scale[...]
+        if self.bias is not None:
+            y = y + self.bias[...]
+        return y.astype(x.dtype)
+
+
+class Layers(nnx.Module):
+    """All layers, stacked: attention and mlp, each inside a residual."""
+
+    def __init__(self, c: config.Model, rngs: nnx.Rngs):
+        self.config = c
+        deep, wide, head, mlp, std = c.layers, c.width, c.head_size, c.mlp, c.init_std
+        kv_heads = c.kv_heads or c.heads
+        std_out = 0.0 if c.init_residual == "zero" else std * (2 * deep) ** -0.5
+
+        def row(axes: str, shape: tuple[int, ...], std: float = std) -> nnx.Param:
+            return parameter(rngs, f"layers {axes}", (deep, *shape), std)
+
+        self.query = row("embed heads head", (wide, c.heads, head))
+        self.key = row("embed kv_heads head", (wide, kv_heads, head))
+        self.value = row("embed kv_heads head", (wide, kv_heads, head))
+        self.out = row("heads head embed", (c.heads, head, wide), std_out)
+        self.up = row("embed mlp", (wide, mlp))
+        self.gate = row("embed mlp", (wide, mlp)) if c.activation == "swiglu" else None
+        self.down = row("mlp embed", (mlp, wide), std_out)
+
+        def norm(shape: tuple[int, ...], axes: str, affine: bool, kind: str = c.norm) -> Norm:
+            return Norm(kind, (deep, *shape), f"layers {axes}", affine)
+
+        self.attention_norm = norm((wide,), "embed", c.norm_affine)
+        self.mlp_norm = norm((wide,), "embed", c.norm_affine)
+        if c.qk_norm:  # always LayerNorm with parameters per head (Chameleon section 2.2)
+            self.query_norm = norm((c.heads, head), "heads head", True, "layernorm")
+            self.key_norm = norm((kv_heads, head), "kv_heads head", True, "layernorm")
+
+    def __call__(
+        self, x: jax.Array, positions: jax.Array, attend: Attend, index: jax.Array, cache: Any
+    ) -> tuple[jax.Array, Any]:
+        """One layer, after the scan has sliced off L: x [B T D], positions [B T]."""
+        after = self.config.norm_placement == "after"
+
+        h = x if after else self.attention_norm(x)
+        query = self._project("btd,dnh->btnh", h, self.query)
+        key = self._project("btd,dkh->btkh", h, self.key)
+        value = self._project("btd,dkh->btkh", h, self.value)
+        if self.config.qk_norm:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if self.config.positions == "rotary":
+            query = rotate(query, positions, self.config.rotary_base)
+            key = rotate(key, positions, self.config.rotary_base)
+        query = constrain(query, "batch", None, "heads", None)
+        context, cache = attend(query, key, value, index, cache)
+        h = self._project("btnh,nhd->btd", context, self.out)
+        x = x + (self.attention_norm(h) if after else h)
+
+        h = x if after else self.mlp_norm(x)
+        up = self._project("btd,df->btf", h, self.up)
+        if self.gate is not None:
+            up = up * jax.nn.silu(self._project("btd,df->btf", h, self.gate))
+        else:
+            up = jax.nn.relu(up) if self.config.activation == "relu" else jax.nn.gelu(up)
+        h = self._project("btf,fd->btd", constrain(up, "batch", None, "mlp"), self.down)
+        x = x + (self.mlp_norm(h) if after else h)
+        return constrain(x, "batch", None, None), cache
+
+    def _project(self, axes: str, x: jax.Array, weight: nnx.Param) -> jax.Array:
+        return jnp.einsum(axes, x, weight[...].astype(x.dtype))
+
+
+class Transformer(nnx.Module):
+    """Token embeddings, layers, final norm and head."""
+
+    def __init__(self, c: config.Model, *, rngs: nnx.Rngs, codebook: jax.Array | None = None):
+        """codebook [image_codes code_features]: the image tokenizer's vectors, kept frozen."""
+        self.config = c
+        row = lambda axes, *shape, std: parameter(rngs, axes, shape, std)  # noqa: E731
+        self.embedding = row("vocab embed", c.vocabulary, c.width, std=c.init_std)
+        if not c.tie_embeddings:
+            self.head = row("vocab embed", c.vocabulary, c.width, std=c.init_std)
+        if c.positions == "learned":
+            self.positions = row("seq embed", c.context, c.width, std=c.position_std)
+        if c.code_positions:
+            self.code_positions = row("seq embed", c.image_tokens, c.width, std=c.position_std)
+        if c.code_features:
+            shape = (c.image_codes, c.code_features)
+            codebook = jnp.zeros(shape) if codebook is None else codebook
+            if codebook.shape != shape:
+                raise ValueError(
+                    f"model.code_features: the codebook has shape {codebook.shape},"
+                    f" the model wants {shape} = (image_codes, code_features)"
+                )
+            self.codebook = Frozen(codebook.astype(jnp.float32), axes=("codes", "features"))
+            self.code_projection = row("features embed", c.code_features, c.width, std=c.init_std)
+        self.layers = Layers(c, rngs)
+        self.final_norm = Norm(c.norm, (c.width,), "embed", c.norm_affine)
+
+    def __call__(self, tokens: jax.Array, segments: jax.Array, positions: jax.Array) -> jax.Array:
+        """Hidden states [B T D] of packed rows; tokens, segments and positions [B T]."""
+
+        def within_row(query: jax.Array, key: jax.Array, value: jax.Array, _: Any, cache: None):
+            return attend(query, key, value, segments), cache
+
+        table = self.embedding_table()
+        x = self._embed(table, tokens, positions, code_index(tokens, self.image_start))
+        return self._run(x, positions, within_row, None)[0]
+
+    def extend(
+        self,
+        tokens: jax.Array,
+        codes_at: jax.Array,
+        start: jax.Array,
+        cursor: jax.Array,
+        cache: Cache,
+        table: jax.Array,
+    ) -> tuple[jax.Array, Cache]:
+        """Hidden states [B T D] of the next T tokens, and the cache that now holds them.
+
+        tokens [B T] go to slots cursor .. cursor + T - 1; codes_at [B T] is each code's place in
+        its image, -1 for text; start [B] is the first slot of each left-padded row.
+        """
+
+        def over_cache(
+            query: jax.Array, key: jax.Array, value: jax.Array, index: Any, cache: Cache
+        ):
+            def write(store: jax.Array, new: jax.Array) -> jax.Array:
+                return jax.lax.dynamic_update_slice(
+                    store, new[None].astype(store.dtype), (index, 0, cursor, 0, 0)
+                )
+
+            cache = Cache(write(cache.keys, key), write(cache.values, value))
+            keys, values = cache.keys[index], cache.values[index]
+            return attend_cache(query, keys, values, start, cursor), cache
+
+        places = cursor + jnp.arange(tokens.shape[1]) - start[:, None]
+        places = jnp.maximum(places, 0)
+        return self._run(self._embed(table, tokens, places, codes_at), places, over_cache, cache)
+
+    def empty_cache(self, batch: int, slots: int) -> Cache:
+        """A cache of zeros for `batch` rows of at most `slots` tokens."""
+        c = self.config
+        shape = (c.layers, batch, slots, c.kv_heads or c.heads, c.head_size)
+        return Cache(jnp.zeros(shape, c.dtype), jnp.zeros(shape, c.dtype))
+
+    @property
+    def image_start(self) -> int:
+        return self.config.specials + self.config.text_pieces
+
+    def embedding_table(self) -> jax.Array:
+        """Input embeddings [V D]; an image code's row is its own plus its projected codebook
+        vector, so that codes that look alike start alike."""
+        table = self.embedding[...]
+        if self.config.code_features:
+            codes = self.codebook[...] @ self.code_projection[...]
+            table = table.at[self.image_start :].add(codes)
+        return table.astype(self.config.dtype)
+
+    def head_table(self) -> jax.Array:
+        """Output embeddings [V D]."""
+        if self.config.tie_embeddings:
+            return self.embedding_table()
+        return self.head[...].astype(self.config.dtype)
+
+    def _embed(
+        self, table: jax.Array, tokens: jax.Array, positions: jax.Array, codes_at: jax.Array
+    ) -> jax.Array:
+        x = table[tokens]
+        if self.config.positions == "learned":
+            x = x + self.positions[...].astype(x.dtype)[positions]
+        if self.config.code_positions:
+            place = self.code_positions[...].astype(x.dtype)[jnp.maximum(codes_at, 0)]
+            x = x + jnp.where(codes_at[..., None] >= 0, place, 0)
+        return constrain(x, "batch", None, None)
+
+    def _run(
+        self, x: jax.Array, positions: jax.Array, attend: Attend, cache: Any
+    ) -> tuple[jax.Array, Any]:
+        def body(carry: tuple[jax.Array, Any], layer: tuple[Layers, jax.Array]):
+            layers, index = layer
+            return layers(carry[0], positions, attend, index, carry[1]), None
+
+        if self.config.remat == "full":
+            body = jax.checkpoint(body)
+        indices = jnp.arange(self.config.layers)
+        (x, cache), _ = jax.lax.scan(body, (x, cache), (self.layers, indices))
+        return self.final_norm(x), cache
+
+
+def code_index(tokens: jax.Array, image_start: int) -> jax.Array:
+    """Each code's place in its unbroken run of codes, -1 where the token is none. [B T] -> [B T]"""
+    at = jnp.arange(tokens.shape[1])
+    is_code = tokens >= image_start
+    last_other = jax.lax.cummax(jnp.where(is_code, -1, at), axis=1)
+    return jnp.where(is_code, at - last_other - 1, -1)
+
+
+def rotate(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
+    """Rotary position embedding: x [B T N H], positions [B T]; halves of H are paired."""
+    half = x.shape[-1] // 2
+    frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions[:, :, None, None] * frequencies
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)

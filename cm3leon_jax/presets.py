@@ -1,0 +1,134 @@
+"""The shipped experiments. `preset("350m")` and so on; the gin and configs recipes give the same.
+
+The three CM3Leon sizes follow tables 3 of the paper (peak rate, warmup, tokens per step, tokens
+seen); what the paper does not state keeps the defaults of `config`, which say where they are from.
+"""
+
+from dataclasses import replace
+
+from cm3leon_jax.config import (
+    Data,
+    Decode,
+    Experiment,
+    ImageTokenizer,
+    Model,
+    Objective,
+    Optimizer,
+    Train,
+)
+
+ROW = 4096
+BATCH = 2048  # rows: 8.4M tokens, the paper's 8M rounded to a power of two
+
+
+def _cm3leon(model: Model, learning_rate: float, tokens: float) -> Experiment:
+    return Experiment(
+        model=model,
+        optimizer=Optimizer(learning_rate=learning_rate, warmup_steps=1500),
+        train=Train(steps=round(tokens / (BATCH * ROW)), batch=BATCH, row_length=ROW),
+    )
+
+
+def _chameleon(model: Model, learning_rate: float, tokens: float) -> Experiment:
+    """Chameleon (arXiv 2405.09818, section 2): no CM3 spans, z-loss, 512-pixel images."""
+    shape = replace(
+        model,
+        norm="rmsnorm",
+        norm_affine=True,
+        activation="swiglu",
+        positions="rotary",
+        qk_norm=True,
+        tie_embeddings=False,
+        init_residual="scaled",
+    )
+    experiment = _cm3leon(shape, learning_rate, tokens)
+    return replace(
+        experiment,
+        image_tokenizer=ImageTokenizer(size=512, multipliers=(1, 1, 2, 2, 4)),
+        objective=Objective(rate=0.0),
+        optimizer=replace(experiment.optimizer, warmup_steps=4000, beta2=0.95, epsilon=1e-5),
+        train=replace(experiment.train, z_loss=1e-5),
+        decode=Decode(temperature=0.7, guidance=3.0),
+    )
+
+
+def _tiny() -> Experiment:
+    """The quickstart on scenes: minutes on two CPU cores."""
+    return Experiment(
+        model=Model(
+            layers=4,
+            width=128,
+            heads=4,
+            mlp=512,
+            context=128,
+            specials=64,
+            sentinels=32,
+            text_pieces=512,
+            image_codes=1024,
+            image_tokens=16,
+            code_positions=True,
+            code_features=12,
+            init_std=0.02,
+            position_std=0.02,
+            dtype="float32",
+            remat="none",
+            loss_chunk=128,
+        ),
+        image_tokenizer=ImageTokenizer(
+            size=32,
+            patch=8,
+            channels=64,
+            multipliers=(1,),
+            blocks=1,
+            groups=8,
+            latent=64,
+            codes=1024,
+            width=12,
+            normalize=True,
+            quantizer="ema",
+            bypass=0.2,
+            squared=1.0,
+            absolute=0.2,
+            batch=32,
+            steps=3000,
+            warmup=50,
+            learning_rate=3e-3,
+            weight_decay=0.01,
+        ),
+        data=Data(source="scenes", count=60_000),
+        optimizer=Optimizer(
+            learning_rate=2e-3,
+            warmup_steps=100,
+            schedule="cosine",
+            end_fraction=0.02,
+            beta2=0.95,
+            weight_decay=0.01,
+        ),
+        train=Train(
+            steps=4000, batch=8, row_length=128, log_every=20, sample_every=500, save_every=500
+        ),
+        decode=Decode(
+            temperature=0.2, top_p=1.0, guidance=1.0, text_temperature=0.0, text_tokens=48
+        ),
+    )
+
+
+PRESETS = {
+    "tiny": _tiny(),
+    "350m": _cm3leon(Model(layers=24, width=1024, heads=16, mlp=4096), 6e-4, 1.4e12),
+    "760m": _cm3leon(Model(layers=24, width=1536, heads=16, mlp=6144), 5e-4, 1.9e12),
+    "7b": _cm3leon(Model(layers=32, width=4096, heads=32, mlp=16384), 1.2e-4, 2.4e12),
+    "chameleon_7b": _chameleon(Model(layers=32, width=4096, heads=32, mlp=11008), 1e-4, 9.2e12),
+    "chameleon_30b": _chameleon(
+        Model(layers=48, width=8192, heads=64, kv_heads=8, mlp=22016, norm_placement="after"),
+        1e-4,
+        9.2e12,
+    ),
+}
+
+
+def preset(name: str) -> Experiment:
+    """A shipped experiment by name."""
+    if name not in PRESETS:
+        raise ValueError(f"preset={name!r}: use one of {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,76 @@
+"""Several examples in one row, side by side but unseen by one another.
+
+A row holds whole examples: none is ever split, so no image and no relocated span is ever cut.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Batch = dict[str, NDArray[np.generic]]
+INTEGERS = ("tokens", "targets", "segments", "positions")
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One (rotated) document: ids [n] and the loss weight of each id as a target [n]."""
+
+    ids: NDArray[np.integer]
+    weights: NDArray[np.floating]
+
+    def __post_init__(self) -> None:
+        if self.ids.ndim != 1 or len(self.ids) < 2 or self.weights.shape != self.ids.shape:
+            shapes = f"ids {list(self.ids.shape)}, weights {list(self.weights.shape)}"
+            raise ValueError(f"Example of {shapes}: use two arrays of one length, at least 2")
+
+    @property
+    def size(self) -> int:
+        """Places it takes in a row: every id but the last is read, every id but the first told."""
+        return len(self.ids) - 1
+
+
+def fill_row(examples: Sequence[Example], length: int) -> Batch:
+    """One row: tokens targets segments positions int32 [T], weights float32 [T].
+
+    Targets are the next ids of the same example. Segments count from 1, 0 is padding; positions
+    restart in each example; padding has weight 0. More than `length` places raise ValueError.
+    """
+    used = sum(example.size for example in examples)
+    if used > length:
+        rule = "use longer rows or a smaller max_length for each example"
+        raise ValueError(
+            f"{len(examples)} examples take {used} places, row_length={length}: {rule}"
+        )
+    row: Batch = {name: np.zeros(length, np.int32) for name in INTEGERS}
+    row["weights"] = np.zeros(length, np.float32)
+    start = 0
+    for segment, example in enumerate(examples, start=1):
+        place = slice(start, start + example.size)
+        row["tokens"][place] = example.ids[:-1]
+        row["targets"][place] = example.ids[1:]
+        row["weights"][place] = example.weights[1:]
+        row["segments"][place] = segment
+        row["positions"][place] = np.arange(example.size)
+        start += example.size
+    return row
+
+
+def pack(examples: Iterable[Example], length: int) -> Iterator[Batch]:
+    """Rows of whole examples in the order given; a row is full when the next does not fit."""
+    waiting: list[Example] = []
+    used = 0
+    for example in examples:
+        if used + example.size > length and waiting:
+            yield fill_row(waiting, length)
+            waiting, used = [], 0
+        waiting.append(example)
+        used += example.size
+    if waiting:
+        yield fill_row(waiting, length)
+
+
+def stack(rows: Sequence[Batch]) -> Batch:
+    """A batch of rows: the same keys, [B, T]."""
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -1,0 +1,1 @@
+"""Training: schedules, pure train steps and the loop."""

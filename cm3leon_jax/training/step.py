@@ -1,0 +1,121 @@
+"""The training step of the transformer: pure functions from (state, batch) to (state, metrics).
+
+B batch, T positions. A batch holds tokens, targets, weights, segments and positions, all [B T].
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from cm3leon_jax import config
+from cm3leon_jax.models.losses import TokenLoss, cross_entropy
+from cm3leon_jax.models.transformer import Transformer
+from cm3leon_jax.sharding import batch_sharding, shardings
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes."""
+
+    step: jax.Array  # int32, updates done
+    model: Transformer
+    moments: Any  # optimizer state
+
+
+def init_state(
+    c: config.Experiment,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    codebook: jax.Array | None = None,
+) -> TrainState:
+    """A fresh state; codebook [image_codes code_features] as in `Transformer`."""
+    model = Transformer(c.model, rngs=nnx.Rngs(key), codebook=codebook)
+    return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(model))
+
+
+def token_loss(c: config.Experiment, model: Transformer, batch: Batch) -> TokenLoss:
+    """Loss sums of a batch."""
+    hidden = model(batch["tokens"], batch["segments"], batch["positions"])
+    return cross_entropy(
+        hidden,
+        model.head_table(),
+        batch["targets"],
+        batch["weights"],
+        model.image_start,
+        c.model.loss_chunk,
+    )
+
+
+def train_step(
+    c: config.Experiment,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    state: TrainState,
+    batch: Batch,
+) -> tuple[TrainState, Metrics]:
+    """One update from the mean loss over all weighted tokens of the whole batch.
+
+    Gradients are sums over tokens until the end, so `train.accumulate` changes memory, not the
+    result.
+    """
+
+    def loss(model: Transformer, part: Batch) -> tuple[jax.Array, TokenLoss]:
+        sums = token_loss(c, model, part)
+        return sums.total + c.train.z_loss * sums.z_total, sums
+
+    def gradients(part: Batch) -> tuple[Transformer, TokenLoss]:
+        return jax.grad(loss, has_aux=True)(state.model, part)
+
+    if c.train.accumulate == 1:
+        grads, sums = gradients(batch)
+    else:
+        parts = jax.tree.map(lambda x: _split_rows(x, c.train.accumulate), batch)
+        first = jax.tree.map(lambda x: x[0], parts)
+        rest = jax.tree.map(lambda x: x[1:], parts)
+        add = lambda total, part: (jax.tree.map(jnp.add, total, gradients(part)), None)  # noqa: E731
+        (grads, sums), _ = jax.lax.scan(add, gradients(first), rest)
+
+    grads = jax.tree.map(lambda g: g / jnp.maximum(sums.weight, 1.0), grads)
+    updates, moments = optimizer.update(grads, state.moments, state.model)
+    metrics = sums.means() | {
+        "tokens": sums.weight,
+        "gradient_norm": optax.global_norm(grads),
+        "learning_rate": jnp.asarray(schedule(state.step)),
+    }
+    model = optax.apply_updates(state.model, updates)
+    return TrainState(state.step + 1, model, moments), metrics
+
+
+def eval_step(c: config.Experiment, model: Transformer, batch: Batch) -> Metrics:
+    """Mean losses of a batch without an update."""
+    return token_loss(c, model, batch).means()
+
+
+def compile_step(
+    step: Callable[[Any, Batch], tuple[Any, Metrics]], state: Any, mesh: jax.sharding.Mesh
+) -> Callable[[Any, Batch], tuple[Any, Metrics]]:
+    """Jits any network's step: the state is donated and keeps its shardings, batches are split."""
+    at = shardings(state, mesh)
+    return jax.jit(
+        step,
+        in_shardings=(at, batch_sharding(mesh)),
+        out_shardings=(at, None),
+        donate_argnums=0,
+    )
+
+
+def init_sharded(init: Callable[[jax.Array], Any], key: jax.Array, mesh: jax.sharding.Mesh) -> Any:
+    """Runs `init(key)` so that every array is born where it will live."""
+    at = shardings(jax.eval_shape(init, key), mesh)
+    return jax.jit(init, out_shardings=at)(key)
+
+
+def _split_rows(x: jax.Array, parts: int) -> jax.Array:
+    """[B ...] -> [parts B/parts ...]; each part takes rows from every device's share."""
+    return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
