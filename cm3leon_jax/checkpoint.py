@@ -8,15 +8,16 @@ or a full disk leaves the earlier checkpoints as they were.
 
 import json
 import logging
+import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 from etils import epath
 
 from cm3leon_jax import config
 
-PathLike = epath.PathLike
+PathLike: TypeAlias = str | os.PathLike[str]
 
 
 class Restored(NamedTuple):
@@ -33,7 +34,7 @@ class Checkpoints:
     def __init__(self, folder: PathLike, keep: int):
         ocp = _orbax()
         latest = ocp.training.preservation_policies.LatestN(keep)
-        self.folder = epath.Path(folder)
+        self.folder = local(folder)
         self._checkpointer = ocp.training.Checkpointer(
             self.folder.absolute(), preservation_policy=latest, cleanup_tmp_directories=True
         )
@@ -59,14 +60,14 @@ class Checkpoints:
 
 def save_network(folder: PathLike, network: Any) -> None:
     """Writes the arrays of one network."""
-    _orbax().save(epath.Path(folder).absolute(), to_names(network), overwrite=True)
+    _orbax().save(local(folder).absolute(), to_names(network), overwrite=True)
 
 
 def load_network(folder: PathLike, network: Any, mesh_shardings: Any) -> Any:
     """Reads a network into the form of the abstract `network`."""
     wanted = to_names(_abstract(network, mesh_shardings))
     try:
-        return from_names(network, _orbax().load(epath.Path(folder).absolute(), wanted))
+        return from_names(network, _orbax().load(local(folder).absolute(), wanted))
     except (ValueError, KeyError, FileNotFoundError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
@@ -106,22 +107,21 @@ def local(path: PathLike) -> epath.Path:
 
 def write_json(path: PathLike, content: Any) -> None:
     """Writes a small JSON file: to a temporary name first, then renamed."""
-    path = epath.Path(path)
-    temporary = path.parent / (path.name + ".part")
+    final = local(path)
+    temporary = final.parent / f"{final.name}.part"
     temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+    temporary.replace(final)
 
 
 def write_experiment(folder: PathLike, experiment: config.Experiment) -> None:
     """Writes the resolved config beside what was made from it."""
-    folder = epath.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", config.to_dict(experiment))
+    local(folder).mkdir(parents=True, exist_ok=True)
+    write_json(local(folder) / "config.json", config.to_dict(experiment))
 
 
 def read_experiment(folder: PathLike) -> config.Experiment:
     """Reads the config that stands beside a checkpoint or in a bundle."""
-    path = epath.Path(folder) / "config.json"
+    path = local(folder) / "config.json"
     if not path.exists():
         raise ValueError(f"{folder}: has no config.json; give the folder of a run or of a bundle")
     try:

@@ -185,6 +185,8 @@ class Train:
             require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be > 0")
         for name in ("sample_every", "save_every"):
             require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be > 0")
+        rule = f"must be a multiple of train.log_every={self.log_every}, so that a resumed log is whole"
+        require(self.save_every % self.log_every == 0, "train.save_every", self.save_every, rule)
         rule = f"must be a multiple of train.accumulate={self.accumulate}"
         require(self.batch % self.accumulate == 0, "train.batch", self.batch, rule)
         require(self.z_loss >= 0, "train.z_loss", self.z_loss, "must be >= 0")
@@ -361,6 +363,19 @@ def to_dict(value: Any) -> dict[str, Any]:
     return content
 
 
+def to_flat(experiment: Experiment) -> dict[str, Any]:
+    """Dotted names of all fields, {'train.steps': 10, ...}."""
+
+    def flat(content: Mapping[str, Any], path: str) -> dict[str, Any]:
+        values = {}
+        for name, value in content.items():
+            nested = isinstance(value, Mapping)
+            values |= flat(value, f"{path}{name}.") if nested else {f"{path}{name}": value}
+        return values
+
+    return flat(to_dict(experiment), "")
+
+
 def from_dict(content: Mapping[str, Any], kind: Any = None, path: str = "") -> Any:
     """Inverse of `to_dict`: builds an Experiment (or `kind`); missing keys keep their defaults.
 
@@ -368,7 +383,7 @@ def from_dict(content: Mapping[str, Any], kind: Any = None, path: str = "") -> A
     """
     kind = Experiment if kind is None else kind
     hints = typing.get_type_hints(kind)
-    values = {}
+    values: dict[str, Any] = {}
     for key, value in content.items():
         name = f"{path}{key}"
         if key not in hints:

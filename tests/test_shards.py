@@ -1,6 +1,7 @@
 import contextlib
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -141,6 +142,22 @@ def test_a_failed_rewrite_keeps_the_earlier_set(tmp_path):
     with pytest.raises(AttributeError):
         write_shards([make(0), None], tmp_path, "train")
     assert_equal(Shards(tmp_path, "train")[0], make(5))
+
+
+def test_a_rewrite_broken_between_two_renames_is_refused(tmp_path, monkeypatch):
+    write_shards(map(make, range(4)), tmp_path, "train", shards=2)
+    replace = Path.replace
+
+    def fail_at_the_second(self, target):
+        if "00001" in self.name:
+            raise OSError("disk went away")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail_at_the_second)
+    with pytest.raises(OSError, match="disk went away"):
+        write_shards(map(make, range(4, 8)), tmp_path, "train", shards=2)
+    with pytest.raises(FileNotFoundError, match="not finished"):
+        Shards(tmp_path, "train")
 
 
 def test_two_sets_share_a_folder(tmp_path):

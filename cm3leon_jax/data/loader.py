@@ -5,7 +5,7 @@ the global batch has a stream of its own: what row 3 reads does not depend on th
 nor on the host that reads it. The next batch is made in the background.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
@@ -39,7 +39,7 @@ class Stream:
             )
         self.position = list(position)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch]:
         with ThreadPoolExecutor(1) as background:
             coming = background.submit(self._make, self.position)
             while True:

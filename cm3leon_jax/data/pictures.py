@@ -42,7 +42,6 @@ def open_picture(source: Picture, size: int, max_pixels: int = MAX_PIXELS) -> np
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         if frames > 1:
             raise BadPicture(f"animated or with several pages ({frames} frames)")
-        image.load()
         return _fit(_to_rgb(ImageOps.exif_transpose(image)), size)
 
 

@@ -53,7 +53,7 @@ class Collection(NamedTuple):
 def read_records(data: config.Data, size: int, skipped: Skipped) -> Iterator[Record]:
     """The records of `data.source`; procedural and font pictures are made at `size` pixels."""
     if data.source == "scenes":
-        grids = {scenes.Layout(grid).size: grid for grid in scenes.PLACES}
+        grids = {layout.size: grid for grid, layout in scenes.LAYOUTS.items()}
         if size not in grids:
             raise ValueError(f"image_tokenizer.size={size}: scenes have {sorted(grids)} pixels")
         yield from scene_text.records(data.count, data.seed, grids[size])
@@ -89,6 +89,12 @@ def collect(data: config.Data, size: int) -> Collection:
     return Collection(train, held_out, skipped)
 
 
+def captioned(examples: Sequence[Example], count: int) -> tuple[list[str], NDArray[np.uint8]]:
+    """The first `count` examples that have both: a text and a picture of each."""
+    both = [e for e in examples if e.texts and e.images][:count]
+    return [e.texts[0] for e in both], np.array([e.images[0] for e in both], np.uint8)
+
+
 def tokenize(
     examples: Sequence[Example],
     text: TextTokenizer,
@@ -114,8 +120,7 @@ def tokenize(
                 reason = f"{len(ids)} tokens exceed train.row_length + 1 = {longest}"
                 skipped.add(example.id, reason)
                 continue
-            places = tuple(tuple(span) for span in spans(ids, vocabulary))
-            yield TokenDocument(example.id, ids, places, example.source)
+            yield TokenDocument(example.id, ids, tuple(spans(ids, vocabulary)), example.source)
 
 
 def _chunks(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:

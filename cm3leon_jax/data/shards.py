@@ -106,8 +106,8 @@ def write_shards(
 ) -> Path:
     """Deals the documents out to `shards` files and returns the path of the index.
 
-    Everything is written under temporary names and renamed at the end, the index last; an error
-    leaves neither parts nor an index behind, and an earlier set of the name as it was.
+    Everything is written under temporary names and renamed at the end, the index last. An error in
+    between leaves an earlier set of the name as it was, or, between two renames, without an index.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 

@@ -75,7 +75,7 @@ def _combine(logits: jax.Array, guidance: jax.Array | float | None) -> jax.Array
 
 
 @partial(jax.jit, static_argnames="count")
-def decode_codes(
+def draw_codes(
     model: Transformer,
     prompts: Prompts,
     keys: jax.Array,
@@ -109,7 +109,7 @@ def decode_codes(
 
 
 @partial(jax.jit, static_argnames="limit")
-def decode_text(
+def draw_text(
     model: Transformer, prompts: Prompts, keys: jax.Array, sampling: Sampling, limit: int
 ) -> jax.Array:
     """Fills a text hole after every prompt, which ends in its sentinel; keys [B].

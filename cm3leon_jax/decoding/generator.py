@@ -20,8 +20,9 @@ from PIL import Image as Pillow
 from cm3leon_jax import config
 from cm3leon_jax.checkpoint import PathLike, load_network, local, read_experiment
 from cm3leon_jax.data.pictures import open_picture
-from cm3leon_jax.decoding.engine import Prompts, decode_codes, decode_text, pad_prompts
+from cm3leon_jax.decoding.engine import Prompts, draw_codes, draw_text, pad_prompts
 from cm3leon_jax.decoding.logits import Sampling
+from cm3leon_jax.models.image_codes import decode_codes, encode_pictures
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.models.vqgan import VQGAN
 from cm3leon_jax.sharding import make_mesh, shardings
@@ -95,13 +96,13 @@ class Generator:
 
         def decode(prompts: Prompts, keys: jax.Array) -> jax.Array:
             scales = None if scale == 1 else jnp.float32(scale)
-            return decode_codes(self.transformer, prompts, keys, sampling, scales, count)
+            return draw_codes(self.transformer, prompts, keys, sampling, scales, count)
 
         streams = [conditional]
         if scale != 1:
             streams.append([unconditional] * len(conditional))
         codes = self._in_batches(streams, decode, n, seed, count)
-        return [Pillow.fromarray(pixels) for pixels in self.decode_images(codes)]
+        return [Pillow.fromarray(pixels) for pixels in decode_codes(self.image_tokenizer, codes)]
 
     def caption(
         self,
@@ -163,28 +164,15 @@ class Generator:
         return [
             self._string(segment.ids)
             if isinstance(segment, Text)
-            else Pillow.fromarray(self.decode_images(np.array([segment.codes]))[0])
+            else Pillow.fromarray(decode_codes(self.image_tokenizer, np.array([segment.codes]))[0])
             for segment in document.segments
         ]
 
     def encode_images(self, pictures: Sequence[Picture]) -> NDArray[np.int32]:
         """Codes [B, image_tokens] of pictures, resized and cropped to the tokenizer's square."""
         size = self.experiment.image_tokenizer.size
-        pixels = [open_picture(_source(picture), size) for picture in pictures]
-        chunks = [
-            np.asarray(_encode(self.image_tokenizer, np.stack(pixels[i : i + ROWS])))
-            for i in range(0, len(pixels), ROWS)
-        ]
-        return np.concatenate(chunks).reshape(len(pixels), -1)
-
-    def decode_images(self, codes: NDArray[np.integer]) -> NDArray[np.uint8]:
-        """Pictures uint8 [B Y X 3] of codes [B, image_tokens]."""
-        grids = codes.reshape(len(codes), *[self.experiment.image_tokenizer.grid] * 2)
-        chunks = [
-            np.asarray(_decode(self.image_tokenizer, grids[i : i + ROWS]))
-            for i in range(0, len(grids), ROWS)
-        ]
-        return np.concatenate(chunks)
+        pixels = np.stack([open_picture(_source(picture), size) for picture in pictures])
+        return encode_pictures(self.image_tokenizer, pixels)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -204,13 +192,13 @@ class Generator:
         sampling, limit = _sampling(value, 1.0, 0), defaults.text_tokens
         prompts = []
         for document, done in zip(documents, fills):
-            ids = [document.to_ids(self.vocabulary)]
+            ids: list[Any] = [document.to_ids(self.vocabulary)]
             for index, fill in enumerate(done):
                 ids += [[self.vocabulary.mask(index)], self.vocabulary.text_ids(fill), [EOSS]]
             prompts.append(_ids(*ids, [self.vocabulary.mask(len(done))]))
 
         def decode(prompts: Prompts, keys: jax.Array) -> jax.Array:
-            return decode_text(self.transformer, prompts, keys, sampling, limit)
+            return draw_text(self.transformer, prompts, keys, sampling, limit)
 
         drawn = self._in_batches([prompts], decode, 1, seed, limit)
         return [tuple(self.vocabulary.pieces(row[row != PAD]).tolist()) for row in drawn]
@@ -237,8 +225,8 @@ class Generator:
         start = padded.start.reshape(len(streams), total)
         keys = jax.vmap(_row_key, (None, 0, 0))(
             jax.random.key(seed),
-            np.array([zlib.crc32(row.tobytes()) for row in streams[0]], np.uint32),
-            np.arange(total) % n,
+            jnp.array([zlib.crc32(row.tobytes()) for row in streams[0]], jnp.uint32),
+            jnp.arange(total) % n,
         )
         drawn = []
         for first in range(0, total, rows):
@@ -266,17 +254,6 @@ class Generator:
         for value in ids:
             parts.append([]) if value == MASK else parts[-1].append(value)
         return HOLE.join(self.text.decode(part) for part in parts)
-
-
-@jax.jit
-def _encode(tokenizer: VQGAN, pixels: jax.Array) -> jax.Array:
-    return tokenizer.encode(pixels.astype(jnp.float32) / 127.5 - 1)
-
-
-@jax.jit
-def _decode(tokenizer: VQGAN, codes: jax.Array) -> jax.Array:
-    images = jnp.clip(tokenizer.decode(codes), -1, 1)
-    return jnp.round((images + 1) * 127.5).astype(jnp.uint8)
 
 
 def _row_key(key: jax.Array, prompt: jax.Array, number: jax.Array) -> jax.Array:

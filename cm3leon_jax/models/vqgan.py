@@ -7,14 +7,16 @@ ours: the first convolution reads patches as channels, the last writes them, whi
 32-pixel images trainable on a laptop.
 """
 
-from typing import NamedTuple
+import math
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from cm3leon_jax.config import ImageTokenizer
-
 
 USED = 0.01  # share of the mean use from which a code counts as used
 
@@ -34,8 +36,27 @@ class Reconstruction(NamedTuple):
     codebook: jax.Array  # [] pulls codes to their latents; 0 where a moving average does that
 
 
-def conv(inputs: int, outputs: int, kernel: int, rngs: nnx.Rngs, **options) -> nnx.Conv:
-    return nnx.Conv(inputs, outputs, (kernel, kernel), rngs=rngs, **options)
+def conv(inputs: int, outputs: int, kernel: int, rngs: nnx.Rngs, **options: Any) -> nnx.Conv:
+    """A convolution whose kernel waits for `draw_kernels`."""
+    zeros = nnx.initializers.zeros
+    return nnx.Conv(inputs, outputs, (kernel, kernel), kernel_init=zeros, rngs=rngs, **options)
+
+
+def draw_kernels(module: nnx.Module, key: jax.Array) -> None:
+    """Fills every kernel under `module` with normal numbers of variance 1 / inputs.
+
+    One draw for all: a draw per kernel takes XLA 20 s to compile on CPU even for the tiny model.
+    """
+    kernels = [
+        kernel
+        for path, kernel in nnx.to_flat_state(nnx.state(module, nnx.Param))
+        if path[-1] == "kernel"
+    ]
+    numbers = jax.random.normal(key, (sum(kernel.size for kernel in kernels),))
+    ends = np.cumsum([kernel.size for kernel in kernels])[:-1]
+    for kernel, part in zip(kernels, jnp.split(numbers, ends)):
+        inputs = math.prod(kernel.shape[:-1])
+        kernel[...] = part.reshape(kernel.shape) * inputs**-0.5
 
 
 def fold(images: jax.Array, patch: int) -> jax.Array:
@@ -112,9 +133,7 @@ class Level(nnx.Module):
         rngs: nnx.Rngs,
     ):
         sizes = [inputs, *[outputs] * blocks]
-        self.blocks = nnx.List(
-            [Residual(a, b, groups, rngs=rngs) for a, b in zip(sizes[:-1], sizes[1:])]
-        )
+        self.blocks = nnx.List([Residual(a, b, groups, rngs=rngs) for a, b in pairwise(sizes)])
         self.attentions = nnx.List(
             [Attention(outputs, groups, rngs=rngs) for _ in range(blocks * attend)]
         )
@@ -133,7 +152,8 @@ class Encoder(nnx.Module):
     def __init__(self, config: ImageTokenizer, *, rngs: nnx.Rngs):
         self.patch = config.patch
         self.conv_in = conv(3 * config.patch**2, config.channels, 3, rngs)
-        self.levels, self.downs = nnx.List([]), nnx.List([])
+        self.levels: nnx.List[Level] = nnx.List([])
+        self.downs: nnx.List[nnx.Conv] = nnx.List([])
         channels, side = config.channels, config.size // config.patch
         for i, multiplier in enumerate(config.multipliers):
             outputs = config.channels * multiplier
@@ -167,7 +187,8 @@ class Decoder(nnx.Module):
         channels, side = config.channels * config.multipliers[-1], config.grid
         self.conv_in = conv(config.latent, channels, 3, rngs)
         self.middle = Middle(channels, config.groups, rngs=rngs)
-        self.levels, self.ups = nnx.List([]), nnx.List([])
+        self.levels: nnx.List[Level] = nnx.List([])
+        self.ups: nnx.List[nnx.Conv] = nnx.List([])
         for i, multiplier in enumerate(reversed(config.multipliers)):
             outputs = config.channels * multiplier
             attend = side in config.attention
@@ -206,8 +227,8 @@ def unit(x: jax.Array) -> jax.Array:
 class Quantizer(nnx.Module):
     """K codes of D numbers; a latent becomes its nearest code.
 
-    Collapse is held off by `restart`: a code whose moving average of use falls below that share of
-    the mean is moved onto a latent of the current batch.
+    Collapse is held off by `restart`: a code whose credit, the moving average of its use, falls
+    below that share of the mean is moved onto a latent of the current batch, with a credit of 1.
     """
 
     def __init__(self, config: ImageTokenizer, *, rngs: nnx.Rngs):
@@ -216,7 +237,8 @@ class Quantizer(nnx.Module):
         codes = jax.random.normal(rngs.params(), (config.codes, config.width))
         kind = Statistic if self.moving else nnx.Param
         self.codes = kind(unit(codes) if config.normalize else codes)
-        self.uses = Statistic(jnp.ones(config.codes))  # moving average, relative to the mean use
+        self.credit = Statistic(jnp.ones(config.codes))  # 1 = the mean use
+        self.uses = Statistic(jnp.zeros(config.codes))  # the same average, but without restarts
 
     @property
     def codebook(self) -> jax.Array:
@@ -240,16 +262,17 @@ class Quantizer(nnx.Module):
         book, keep = self.codes[...], self.decay
         mean = codes.size / len(book)
         hits = jnp.zeros(len(book)).at[codes].add(1 / mean)
-        uses = keep * self.uses[...] + (1 - keep) * hits
+        credit = keep * self.credit[...] + (1 - keep) * hits
+        self.uses[...] = keep * self.uses[...] + (1 - keep) * hits
         if self.moving:
             sums = jnp.zeros_like(book).at[codes].add(latents / mean)
             pull = (1 - keep) * (sums - hits[:, None] * book)
-            book = book + pull / jnp.maximum(uses, 1e-6)[:, None]
+            book = book + pull / jnp.maximum(credit, 1e-6)[:, None]
             book = unit(book) if self.normalize else book
-        dead = uses < self.restart
+        dead = credit < self.restart
         fresh = latents[jax.random.randint(key, (len(book),), 0, len(latents))]
         self.codes[...] = jnp.where(dead[:, None], fresh, book)
-        self.uses[...] = jnp.where(dead, 1.0, uses)
+        self.credit[...] = jnp.where(dead, 1.0, credit)
 
     def report(self) -> dict[str, jax.Array]:
         """Share of codes in use and their perplexity, both by the moving average of use."""
@@ -260,7 +283,7 @@ class Quantizer(nnx.Module):
 
 
 class VQGAN(nnx.Module):
-    """The image tokenizer. `jax.jit(lambda key: VQGAN(config, rngs=nnx.Rngs(key)))(key)` makes one."""
+    """Images to codes and back: a pytree, made by jit of `VQGAN(config, rngs=nnx.Rngs(key))`."""
 
     def __init__(self, config: ImageTokenizer, *, rngs: nnx.Rngs):
         self.encoder = Encoder(config, rngs=rngs)
@@ -268,6 +291,7 @@ class VQGAN(nnx.Module):
         self.quantizer = Quantizer(config, rngs=rngs)
         self.post_quant_conv = conv(config.width, config.latent, 1, rngs)
         self.decoder = Decoder(config, rngs=rngs)
+        draw_kernels(self, rngs.params())
 
     @property
     def codebook(self) -> jax.Array:

@@ -117,10 +117,10 @@ def make_train_step(
         )
         skip = bypass(state.step, len(targets), skip_key)
         fooling = state.step >= config.adversarial_start
-        graph, params, rest = nnx.split(state.model, nnx.Param, ...)
+        graph, params, *rest = nnx.split(state.model, nnx.Param, ...)
 
         def total(params: nnx.State) -> tuple[jax.Array, tuple[Any, Metrics]]:
-            model = nnx.merge(graph, params, rest)
+            model = nnx.merge(graph, params, *rest)
             output = model(targets, skip)
             loss, metrics = fidelity(output.images, targets)
             if state.critic is not None:
@@ -143,7 +143,7 @@ def make_train_step(
 
         gradients, (output, metrics) = jax.grad(total, has_aux=True)(params)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, params)
-        model = nnx.merge(graph, optax.apply_updates(params, updates), rest)
+        model = nnx.merge(graph, optax.apply_updates(params, updates), *rest)
         model.quantizer.follow(output.latents, output.codes, restart_key)
 
         critic, critic_optimizer = state.critic, state.critic_optimizer

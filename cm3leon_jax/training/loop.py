@@ -5,7 +5,7 @@ batch of step n; only then is the next batch drawn. Nothing in the loop waits fo
 the log, one window late, and a save, while it copies.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from cm3leon_jax.training.step import compile_step
 class Batches(Protocol):
     """An endless, seekable stream of host batches."""
 
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]: ...
+    def __iter__(self) -> Generator[dict[str, np.ndarray]]: ...
 
     @property
     def position(self) -> Any:
@@ -37,7 +37,7 @@ Show = Callable[[Any, int], tuple[Mapping[str, float], Mapping[str, np.ndarray]]
 
 
 def fit(
-    step: Callable[[Any, Any], tuple[Any, Mapping[str, jax.Array]]],
+    step: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]],
     state: Any,
     batches: Batches,
     train: config.Train,
@@ -73,6 +73,7 @@ def fit(
 
                 last = done == train.steps
                 if done % train.save_every == 0 or last:
+                    log.flush()
                     checkpoints.save(done, state, batches.position)
                 if show is not None and (done % train.sample_every == 0 or last):
                     numbers, pictures = show(state, done)
@@ -80,6 +81,7 @@ def fit(
                     for name, picture in pictures.items():
                         log.picture(done, name, picture)
     finally:
+        stream.close()
         log.close()
         checkpoints.close()
     return state

@@ -6,7 +6,7 @@ step it has just dispatched.
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ class Log:
         folder.mkdir(parents=True, exist_ok=True)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
         self._lines = (folder / "metrics.jsonl").open("a")
+        if start:
+            self._lines.write("\n")  # closes a line that a kill may have cut
         self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, mininterval=1)
         self._every, self._unit = every, unit
         self._window: list[Metrics] = []
@@ -37,7 +39,7 @@ class Log:
         self._window.append(metrics)
         self._bar.update(1)
         if step % self._every == 0:
-            self._show()
+            self.flush()
             self._full, self._window = (step, self._window), []
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
@@ -52,12 +54,13 @@ class Log:
         self._lines.flush()
 
     def close(self) -> None:
-        self._show()
+        self.flush()
         self._bar.close()
         self._board.close()
         self._lines.close()
 
-    def _show(self) -> None:
+    def flush(self) -> None:
+        """Shows the full window that is still held back, so that a checkpoint has its log."""
         if self._full is None:
             return
         step, window = self._full
@@ -83,14 +86,18 @@ def check_finite(means: Mapping[str, float], first: int, last: int) -> None:
 
 
 def read_metrics(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Curves from metrics.jsonl: name -> [(step, value)], the last line of a step counts."""
+    """Curves from metrics.jsonl: name -> [(step, value)]; of a step written twice the last counts.
+
+    A line that a kill has cut is passed over: its step was done again.
+    """
     curves: dict[str, dict[int, float]] = {}
     for line in (folder / "metrics.jsonl").read_text().splitlines():
-        values: dict[str, Any] = json.loads(line)
+        try:
+            values: dict[str, Any] = json.loads(line)
+        except json.JSONDecodeError:
+            continue
         step = values.pop("step")
         for name, value in values.items():
             curves.setdefault(name, {})[step] = value
     return {name: sorted(points.items()) for name, points in curves.items()}
 
-
-Sampler = Callable[[Any, int], tuple[Mapping[str, float], Mapping[str, np.ndarray]]]

@@ -1,0 +1,256 @@
+"""`cm3leon VERB`: every stage of an experiment, sampling, evaluation and inspection.
+
+An experiment comes from `--config NAME [--config.FIELD=VALUE]`, from `--gin_file FILE
+[--gin.FIELD=VALUE]`, or from the config.json of a work directory that an earlier stage began.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cm3leon_jax import config, presets, recipes
+
+Verb = Callable[[argparse.Namespace], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb; exit code 2 and one line on bad input."""
+    # XLA's CPU client logs compile-time noise at lower levels.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        experiment, rest = recipes.from_arguments(sys.argv[1:] if arguments is None else arguments)
+        options = _parser().parse_args(rest)
+        options.experiment = experiment
+        options.run(options)
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        print(f"cm3leon: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("cm3leon: stopped; the same command goes on from the last checkpoint")
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cm3leon", description=__doc__)
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    def verb(name: str, run: Verb, summary: str, example: str) -> argparse.ArgumentParser:
+        more = f"example: {example}"
+        made = verbs.add_parser(name, help=summary, description=summary, epilog=more)
+        made.set_defaults(run=run)
+        return made
+
+    def with_workdir(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--workdir", type=Path, required=True, help="folder of the run")
+
+    def with_data(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--data", help="scenes, emoji, or a folder of pictures and texts")
+        made.add_argument("--font", help="emoji font file; default: the installed Noto")
+        made.add_argument(
+            "--max_bad_fraction", type=float, help="unreadable records that are tolerated (0.01)"
+        )
+
+    made = verb(
+        "quickstart",
+        _quickstart,
+        "Everything, from pictures to a report.",
+        "cm3leon quickstart --data emoji",
+    )
+    with_data(made)
+    made.add_argument("--workdir", type=Path, help="default: runs/quickstart")
+
+    made = verb(
+        "tokenizer",
+        _tokenizer,
+        "Train the text or the image tokenizer.",
+        "cm3leon tokenizer image --config tiny --workdir runs/tiny",
+    )
+    made.add_argument("which", choices=("text", "image"))
+    with_workdir(made)
+    with_data(made)
+
+    made = verb(
+        "prepare",
+        _prepare,
+        "Read, check and tokenize a source.",
+        "cm3leon prepare --check --data pictures --config tiny_folder --workdir runs/mine",
+    )
+    made.add_argument("--check", action="store_true", help="only read and list what is bad")
+    with_workdir(made)
+    with_data(made)
+
+    made = verb(
+        "train",
+        _train,
+        "Train the transformer on prepared documents.",
+        "cm3leon train --workdir runs/tiny",
+    )
+    with_workdir(made)
+    with_data(made)
+
+    made = verb(
+        "sample",
+        _sample,
+        "Draw pictures for a prompt.",
+        'cm3leon sample runs/quickstart/bundle "a small red ring top left on white" --n 8',
+    )
+    made.add_argument("bundle", help="folder of a bundle")
+    made.add_argument("prompt")
+    made.add_argument("--n", type=int, default=1)
+    made.add_argument("--guidance", type=float)
+    made.add_argument("--temperature", type=float)
+    made.add_argument("--top_p", type=float)
+    made.add_argument("--top_k", type=int)
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--out", type=Path, default=Path("grid.png"))
+
+    made = verb(
+        "evaluate",
+        _evaluate,
+        "Score a bundle on its held-out documents.",
+        "cm3leon evaluate runs/quickstart/bundle --count 512",
+    )
+    made.add_argument("bundle", help="folder of a bundle")
+    made.add_argument("--count", type=int, default=512)
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--out", type=Path, help="JSON file for the scores")
+
+    made = verb(
+        "inspect",
+        _inspect,
+        "Show what training sees.",
+        "cm3leon inspect objective --config 350m --documents 4",
+    )
+    made.add_argument("what", choices=("objective", "config"))
+    made.add_argument("--documents", type=int, default=1, help="caption-image pairs in a row")
+    made.add_argument("--rounds", type=int, default=2000)
+    made.add_argument("--text_tokens", type=int, default=9, help="tokens of a caption")
+    return parser
+
+
+def _quickstart(options: argparse.Namespace) -> None:
+    from cm3leon_jax.quickstart import quickstart
+
+    source = options.data or "scenes"
+    base = options.experiment or presets.for_source(source)
+    workdir = options.workdir or Path("runs") / "quickstart"
+    results = quickstart(_with_data(base, options), workdir)
+    scores = results["held_out"]
+    print(json.dumps({name: scores[name] for name in scores}, indent=2))
+    print(f"open {workdir / 'report.html'}")
+
+
+def _tokenizer(options: argparse.Namespace) -> None:
+    from cm3leon_jax import stages
+
+    experiment, collection = _collect(options)
+    if options.which == "text":
+        stages.train_text_tokenizer(experiment, collection, options.workdir)
+    else:
+        stages.train_image_tokenizer(experiment, collection, options.workdir)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from cm3leon_jax import stages
+
+    experiment, collection = _collect(options)
+    print(
+        f"{len(collection.train)} documents to train on, {len(collection.held_out)} held out,"
+        f" {len(collection.skipped.reasons)} skipped"
+    )
+    for reason in collection.skipped.reasons:
+        print(f"  {reason}")
+    if not options.check:
+        stages.prepare_documents(experiment, collection, options.workdir)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from cm3leon_jax import stages
+
+    experiment, collection = _collect(options)
+    print(f"bundle: {stages.train_transformer(experiment, collection, options.workdir)}")
+
+
+def _sample(options: argparse.Namespace) -> None:
+    import numpy as np
+    from PIL import Image
+
+    from cm3leon_jax.data.pictures import grid
+    from cm3leon_jax.decoding.generator import load
+
+    images = load(options.bundle).images(
+        options.prompt,
+        options.n,
+        guidance=options.guidance,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        seed=options.seed,
+    )
+    columns = min(len(images), 8)
+    Image.fromarray(grid([np.asarray(image) for image in images], columns)).save(options.out)
+    print(options.out)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from cm3leon_jax.checkpoint import write_json
+    from cm3leon_jax.data.prepare import collect
+    from cm3leon_jax.decoding.generator import load
+    from cm3leon_jax.evaluation.run import evaluate
+
+    generator = load(options.bundle)
+    experiment = generator.experiment
+    collection = collect(experiment.data, experiment.image_tokenizer.size)
+    scores = evaluate(
+        generator, collection.held_out, collection, options.count, options.seed
+    ).scores
+    print(json.dumps(scores, indent=2))
+    if options.out:
+        write_json(options.out, scores)
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    experiment = options.experiment or presets.preset("tiny")
+    if options.what == "config":
+        for name, value in config.to_flat(experiment).items():
+            print(f"{name} = {value!r}")
+        return
+    from cm3leon_jax.tokens.document import Document, Image, Text
+    from cm3leon_jax.tokens.objective import statistics
+    from cm3leon_jax.tokens.vocabulary import Vocabulary
+
+    model = experiment.model
+    pair = (Text((0,) * options.text_tokens), Image((0,) * model.image_tokens))
+    sizes = (model.specials, model.sentinels, model.text_pieces, model.image_codes)
+    document = Document(pair * options.documents)
+    shares = statistics([document], Vocabulary(*sizes), experiment.objective, options.rounds)
+    print(
+        f"{options.rounds} rows of {options.documents} caption-image pairs"
+        f" ({options.text_tokens} + {model.image_tokens} tokens), {experiment.objective}"
+    )
+    for name, share in shares.items():
+        print(f"  {name.replace('_', ' '):24} {share:7.2%}")
+
+
+def _collect(options: argparse.Namespace) -> tuple:
+    from cm3leon_jax import stages
+    from cm3leon_jax.checkpoint import read_experiment
+    from cm3leon_jax.data.prepare import collect
+
+    if options.experiment is None and not (options.workdir / "config.json").exists():
+        raise ValueError(f"{options.workdir} is new: name its experiment, --config or --gin_file")
+    experiment = _with_data(options.experiment or read_experiment(options.workdir), options)
+    stages.open_workdir(experiment, options.workdir)
+    return experiment, collect(experiment.data, experiment.image_tokenizer.size)
+
+
+def _with_data(experiment: config.Experiment, options: argparse.Namespace) -> config.Experiment:
+    names = {"source": "data", "font": "font", "max_bad_fraction": "max_bad_fraction"}
+    given = {field: getattr(options, name) for field, name in names.items()}
+    changes = {field: value for field, value in given.items() if value is not None}
+    return replace(experiment, data=replace(experiment.data, **changes))

@@ -1,0 +1,47 @@
+"""Pictures to codes and back on the host: uint8 [B Y X 3] <-> int32 [B, image_tokens].
+
+Runs the image tokenizer in chunks of one shape, so that any number of pictures compiles once.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from cm3leon_jax.models.vqgan import VQGAN
+
+CHUNK = 64  # pictures
+
+
+def encode_pictures(tokenizer: VQGAN, pictures: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Codes in raster order, [B, image_tokens]."""
+    return _in_chunks(_encode, tokenizer, pictures)
+
+
+def decode_codes(tokenizer: VQGAN, codes: NDArray[np.integer]) -> NDArray[np.uint8]:
+    """Pictures of codes [B, image_tokens]."""
+    side = round(codes.shape[1] ** 0.5)
+    return _in_chunks(_decode, tokenizer, codes.reshape(len(codes), side, side))
+
+
+@jax.jit
+def _encode(tokenizer: VQGAN, pictures: jax.Array) -> jax.Array:
+    codes = tokenizer.encode(pictures.astype(jnp.float32) / 127.5 - 1)
+    return codes.reshape(len(codes), -1)
+
+
+@jax.jit
+def _decode(tokenizer: VQGAN, codes: jax.Array) -> jax.Array:
+    return jnp.round((tokenizer.decode(codes) + 1) * 127.5).astype(jnp.uint8)
+
+
+def _in_chunks(run: Callable[..., jax.Array], tokenizer: VQGAN, rows: NDArray) -> NDArray[Any]:
+    done = []
+    for first in range(0, len(rows), CHUNK):
+        chunk = rows[first : first + CHUNK]
+        padding = [(0, CHUNK - len(chunk))] + [(0, 0)] * (rows.ndim - 1)
+        done.append(np.asarray(run(tokenizer, np.pad(chunk, padding)))[: len(chunk)])
+    return np.concatenate(done)

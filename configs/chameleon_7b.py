@@ -1,0 +1,16 @@
+"""Chameleon-7B (arXiv 2405.09818): the same decoder with RMSNorm, rotary positions, SwiGLU and
+QK-norm; no CM3 spans.
+
+Expect: MS-COCO FID 26.7 (others' measurement of the published model, not reproduced here).
+Cost: the authors report 856,481 A100 hours for 9.2T tokens.
+Run:  cm3leon train --config chameleon_7b --workdir runs/chameleon_7b --config.data.source=FOLDER
+"""
+
+from ml_collections import ConfigDict
+
+from cm3leon_jax.config import to_dict
+from cm3leon_jax.presets import preset
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(to_dict(preset("chameleon_7b"))).lock()

@@ -1,0 +1,222 @@
+"""recipes.py: both front ends give the shipped experiments, and their errors are one clear line."""
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+
+import gin
+from cm3leon_jax import recipes
+from cm3leon_jax.config import Experiment, replace
+from cm3leon_jax.presets import PRESETS, preset
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAD = "from __gin__ import dynamic_registration\nfrom cm3leon_jax import config\n"
+WIRED = HEAD + 'include "experiment.gin"\n'
+
+
+def read(tmp_path: Path, text: str) -> Experiment:
+    (tmp_path / "mine.gin").write_text(text)
+    return recipes.from_gin([str(tmp_path / "mine.gin")])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_both_front_ends_give_the_preset(name):
+    assert recipes.from_gin([f"models/{name}.gin"]) == preset(name)
+    assert recipes.from_config(name) == preset(name)
+
+
+def test_every_preset_and_nothing_else_is_shipped():
+    assert {path.stem for path in recipes.folder("configs").glob("*.py")} == set(PRESETS)
+    assert {path.stem for path in recipes.folder("gin").glob("models/*.gin")} == set(PRESETS)
+
+
+def test_every_shipped_recipe_says_result_cost_and_command():
+    for kind, flag in (("gin", "--gin_file"), ("configs", "--config")):
+        for path in recipes.folder(kind).rglob("*" + recipes.SUFFIX[kind]):
+            if path.name != "experiment.gin":
+                text = path.read_text(encoding="utf-8")
+                assert all(word in text for word in ("Expect:", "Cost:", f"cm3leon train {flag}"))
+
+
+def test_experiment_gin_wires_every_part(tmp_path):
+    def parts(kind: type, path: tuple[str, ...] = ()):
+        for name, hint in typing.get_type_hints(kind).items():
+            if dataclasses.is_dataclass(hint):
+                yield (*path, name), hint
+                yield from parts(hint, (*path, name))
+
+    places = list(parts(Experiment))
+    lines = ""
+    for place, kind in places:  # a binding of the default value is legal only where wired
+        entry = dataclasses.fields(kind)[0]
+        lines += f"{'/'.join(place)}/config.{kind.__name__}.{entry.name} = {entry.default!r}\n"
+    assert len(places) >= 8
+    assert read(tmp_path, WIRED + lines) == Experiment()
+
+
+def test_names_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert recipes.from_gin(["models/7b"]) == preset("7b")
+    Path("own.gin").write_text(WIRED + 'include "models/7b.gin"\ntrain/config.Train.steps = 5\n')
+    assert recipes.from_gin(["own.gin"]) == replace(preset("7b"), {"train.steps": 5})
+
+
+def test_later_files_win_and_macros_work(tmp_path):
+    (tmp_path / "more.gin").write_text(HEAD + "ROW = 2048\ntrain/config.Train.row_length = %ROW\n")
+    experiment = recipes.from_gin(["models/350m.gin", str(tmp_path / "more.gin")])
+    assert experiment == replace(preset("350m"), {"train.row_length": 2048})
+
+
+def test_an_unscoped_binding_holds_wherever_the_part_is_used(tmp_path):
+    assert read(tmp_path, WIRED + "config.Train.keep = 7\n").train.keep == 7
+
+
+def test_gin_keeps_no_bindings(tmp_path):
+    readers = list(gin.config._FILE_READERS)
+    recipes.from_gin(["models/7b.gin"])
+    with pytest.raises(ValueError, match="stps"):
+        read(tmp_path, WIRED + "train/config.Train.stps = 3\n")
+    assert gin.config_str() == ""
+    assert readers == gin.config._FILE_READERS
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "train/config.Train.stps = 3",
+            "mine.gin:4: Train has no field 'stps'; did you mean steps?",
+        ),
+        ("train/config.Trian.steps = 3", "mine.gin:4: config has no 'Trian'; did you mean Train?"),
+        ("trian/config.Train.steps = 3", "trian/config.Train: not a place in the experiment; did"),
+        ("train/config.Train.steps = 'x'", "mine.gin: train.steps='x': must be of type int"),
+        ("train/config.Train.steps = -3", "mine.gin: train.steps=-3: must be > 0"),
+        ("data/config.Data.source = emoji", "mine.gin:4: cannot read emoji; strings need quotes"),
+        ("train/config.Train.steps = %N", "mine.gin: Train.steps = %N: not defined"),
+        ("train/config.Train.steps == 3", "mine.gin:4: "),
+        ("other.steps = 3", "mine.gin:4: 'other' was not provided by an import statement"),
+        ('include "models/8b.gin"', "mine.gin:4: recipe 'models/8b.gin': no such file"),
+        ("import nothing", "mine.gin:4: No module named 'nothing'"),
+    ],
+)
+def test_gin_errors_are_one_line_with_place_and_nearest(tmp_path, line, message):
+    with pytest.raises(ValueError, match=r"mine\.gin") as caught:
+        read(tmp_path, WIRED + line + "\n")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_gin_without_the_root_is_told_what_to_include(tmp_path):
+    with pytest.raises(ValueError, match=r"no root config\.Experiment .* add: include"):
+        read(tmp_path, HEAD + "train/config.Train.steps = 3\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("base.train.stps = 3", 'Did you mean "steps" instead of "stps"?'),
+        ("base.train.steps = -3", "train.steps=-3: must be > 0"),
+        ("base.train.steps = 'x'", "Could not override field 'steps'"),
+        ("del get_config", "defines no get_config()"),
+    ],
+)
+def test_config_errors_are_one_line_with_file_and_field(tmp_path, line, message):
+    tiny = recipes.find("tiny", "configs").read_text()
+    mine = f"{tiny}\nbase = get_config()\nget_config = lambda: base\n{line}\n"
+    (tmp_path / "mine.py").write_text(mine)
+    with pytest.raises(ValueError, match=r"mine\.py: ") as caught:
+        recipes.from_config(str(tmp_path / "mine.py"))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("350m", "gin", "did you mean models/350m.gin?"),
+        ("models/351m.gin", "gin", "did you mean models/350m.gin"),
+        ("tny", "configs", "did you mean tiny.py"),
+        ("zzzzz", "configs", "known: 350m.py, 760m.py, 7b.py"),
+    ],
+)
+def test_unknown_recipes_name_the_nearest(name, kind, message):
+    with pytest.raises(ValueError, match=f"recipe '{name}'") as caught:
+        recipes.find(name, kind)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [
+        ("train.steps", "1_000", 1000),
+        ("optimizer.learning_rate", "1e-3", 1e-3),
+        ("optimizer.learning_rate", "1", 1.0),
+        ("data.source", "emoji", "emoji"),
+        ("data.source", '"emoji"', "emoji"),
+        ("data.source", "2024", "2024"),
+        ("model.remat", "none", "none"),
+        ("model.norm_affine", "true", True),
+        ("model.norm_affine", "True", True),
+        ("image_tokenizer.multipliers", "1,1,1,2", (1, 1, 1, 2)),
+        ("image_tokenizer.multipliers", "[1, 1, 1, 2]", (1, 1, 1, 2)),
+        ("image_tokenizer.attention", "32", (32,)),
+        ("mesh.tensor", "-1", -1),
+    ],
+)
+def test_command_lines_read_values_by_the_type_of_the_field(field, text, value):
+    wanted = replace(preset("350m"), {"mesh.fsdp": 1, field: value})
+    for recipe, front in (("--gin_file=models/350m.gin", "gin"), ("--config=350m", "config")):
+        arguments = [recipe, f"--{front}.mesh.fsdp=1", f"--{front}.{field}", text]
+        assert recipes.from_arguments(arguments) == (wanted, [])
+
+
+def test_other_arguments_remain_in_order():
+    arguments = ["train", "--config", "tiny", "--workdir", "x", "--config.train.steps=3", "y=1"]
+    experiment, rest = recipes.from_arguments(arguments)
+    assert experiment == replace(preset("tiny"), {"train.steps": 3})
+    assert rest == ["train", "--workdir", "x", "y=1"]
+    assert recipes.from_arguments(["sample", "--n", "2"]) == (None, ["sample", "--n", "2"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config"], "--config: expects a value"),
+        (["--config", "tiny", "--config", "7b"], "an experiment has one recipe"),
+        (["--config", "tiny", "--gin_file", "models/7b.gin"], "an experiment has one recipe"),
+        (["--config.train.steps=3"], "--config.train.steps: needs a recipe, --config NAME"),
+        (["--config=tiny", "--gin.train.steps=3"], "--gin.train.steps: needs a recipe, --gin_file"),
+        (["--config=tiny", "--config.train.stps=3"], "did you mean train.steps?"),
+        (["--gin_file=models/7b.gin", "--gin.trian.steps=3"], "did you mean train?"),
+        (["--config=tiny", "--config.train.steps=ten"], "train.steps='ten': must be of type int"),
+        (["--config=tiny", "--config.image_tokenizer=3"], "must be a mapping of fields"),
+    ],
+)
+def test_bad_command_lines_say_what_to_write(arguments, message):
+    with pytest.raises(ValueError, match=r"\w") as caught:
+        recipes.from_arguments(arguments)
+    assert message in str(caught.value)
+
+
+def test_an_installed_wheel_finds_its_recipes_from_any_folder(tmp_path):
+    """The package as `pip install` lays it out: recipes inside, no checkout around it."""
+    source, target = tmp_path / "source", tmp_path / "site"
+    for name in ("cm3leon_jax", "gin", "configs"):
+        shutil.copytree(ROOT / name, source / name)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*install, "--target", target, source], check=True, capture_output=True)
+    code = (
+        "import cm3leon_jax, gin; from cm3leon_jax import recipes; print(cm3leon_jax.__file__);"
+        "print(recipes.find('tiny', 'configs'), recipes.find('models/350m.gin', 'gin'));"
+        "assert recipes.from_gin(['models/350m.gin']) == recipes.from_config('350m')"
+    )
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(target)!r}); {code}"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
+    assert [Path(path).is_relative_to(target) for path in done.stdout.split()] == [True] * 3
