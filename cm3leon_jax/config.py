@@ -115,13 +115,14 @@ class Objective:
     whole_segment: float = 0.5  # probability that a masked unit is a whole caption or image
     retrieved_weight: float = 1.0  # loss weight of retrieved documents (RA-CM3: 0.1)
     sentinel_weight: float = 1.0  # loss weight of <mask:i>
+    z_loss: float = 0.0  # weight of log(Z)^2 (Chameleon: 1e-5)
 
     def __post_init__(self) -> None:
         require(self.rate >= 0, "objective.rate", self.rate, "must be >= 0")
         require(self.max_spans >= 0, "objective.max_spans", self.max_spans, "must be >= 0")
         rule = "is a probability; use a value from 0 to 1"
         require(0 <= self.whole_segment <= 1, "objective.whole_segment", self.whole_segment, rule)
-        for name in ("retrieved_weight", "sentinel_weight"):
+        for name in ("retrieved_weight", "sentinel_weight", "z_loss"):
             require(getattr(self, name) >= 0, f"objective.{name}", getattr(self, name), ">= 0")
 
 
@@ -171,9 +172,7 @@ class Train:
 
     steps: int = 175_000
     batch: int = 1953  # rows (or images) per step, over all devices and accumulation steps
-    row_length: int = 4096  # tokens per packed row
     accumulate: int = 1  # gradient accumulation steps
-    z_loss: float = 0.0  # weight of log(Z)^2 (Chameleon: 1e-5)
     seed: int = 0
     log_every: int = 10
     sample_every: int = 1000  # picture grids and held-out loss in TensorBoard
@@ -181,15 +180,14 @@ class Train:
     keep: int = 3  # checkpoints
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "row_length", "accumulate", "log_every", "keep"):
+        for name in ("steps", "batch", "accumulate", "log_every", "keep"):
             require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be > 0")
         for name in ("sample_every", "save_every"):
             require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be > 0")
-        rule = f"must be a multiple of train.log_every={self.log_every}, so that a resumed log is whole"
+        rule = f"must be a multiple of train.log_every={self.log_every}: a resumed log is whole"
         require(self.save_every % self.log_every == 0, "train.save_every", self.save_every, rule)
         rule = f"must be a multiple of train.accumulate={self.accumulate}"
         require(self.batch % self.accumulate == 0, "train.batch", self.batch, rule)
-        require(self.z_loss >= 0, "train.z_loss", self.z_loss, "must be >= 0")
 
 
 @dataclass(frozen=True)
@@ -202,26 +200,22 @@ class ImageTokenizer:
     """
 
     size: int = 256  # pixels per side, square
-    # network
-    patch: int = 1  # pixels per side that the first convolution reads as channels; 1 = taming
+    encoder: Literal["convolutional", "patch"] = "convolutional"  # patch: a code sees its own only
+    patch: int = 1  # pixels per side that the first layer reads as channels; 1 = taming
     channels: int = 128
     multipliers: tuple[int, ...] = (1, 2, 2, 4)  # per level; each further level halves the grid
     blocks: int = 2  # residual blocks per encoder level; the decoder has one more
     attention: tuple[int, ...] = ()  # grid sides at which blocks are followed by attention
     groups: int = 32  # of GroupNorm
     latent: int = 256  # channels between encoder/decoder and the 1x1 convolutions
-    # quantizer
     codes: int = 8192
     width: int = 256  # of a code
     normalize: bool = False  # codes and latents on the unit sphere
-    quantizer: Literal["gradient", "ema"] = "gradient"  # how codes move: "gradient" or "ema"
+    quantizer: Literal["gradient", "ema"] = "gradient"  # how codes move
     decay: float = 0.98  # of the moving averages of code usage and, with "ema", of the codes
-    restart: float = 0.03  # a code used less than this times the mean moves to a latent; 0 = never
-    bypass: float = (
-        0.0  # first fraction of the steps in which latents skip the quantizer, ever less
-    )
-    # loss weights
-    squared: float = 0.0  # L2
+    restart: float = 0.03  # a code used less than this times the mean moves to a latent; 0: never
+    bypass: float = 0.0  # share of the steps, from the first, in which fewer and fewer latents skip
+    squared: float = 0.0  # loss weights: L2
     absolute: float = 1.0  # L1
     commitment: float = 0.25
     perceptual: float = 0.0
@@ -229,16 +223,12 @@ class ImageTokenizer:
     adversarial_start: int = 20_000  # step
     discriminator_channels: int = 64
     discriminator_layers: int = 3
-    # training
-    steps: int = 400_000
-    batch: int = 128
-    learning_rate: float = 1e-4
-    final_rate: float = 0.01  # of learning_rate, where the cosine ends
-    warmup: int = 1000  # steps
-    beta1: float = 0.9
-    beta2: float = 0.95
-    weight_decay: float = 0.05
-    clip: float = 1.0  # largest global gradient norm
+    optimizer: Optimizer = field(
+        default_factory=lambda: Optimizer(
+            1e-4, warmup_steps=1000, schedule="cosine", end_fraction=0.01, beta2=0.95
+        )
+    )
+    train: Train = field(default_factory=lambda: Train(steps=400_000, batch=128))
 
     @property
     def factor(self) -> int:
@@ -254,9 +244,8 @@ class ImageTokenizer:
         def check(holds: bool, field: str, rule: str) -> None:
             require(holds, f"image_tokenizer.{field}", getattr(self, field), rule)
 
-        for name in ("size", "patch", "channels", "groups", "latent", "codes", "width"):
-            check(getattr(self, name) >= 1, name, "must be >= 1")
-        for name in ("steps", "batch", "discriminator_channels", "discriminator_layers"):
+        positive = ("size", "patch", "channels", "blocks", "groups", "latent", "codes", "width")
+        for name in (*positive, "discriminator_channels", "discriminator_layers"):
             check(getattr(self, name) >= 1, name, "must be >= 1")
         holds = len(self.multipliers) > 0 and min(self.multipliers) >= 1
         check(holds, "multipliers", "give one number >= 1 per level")
@@ -264,23 +253,25 @@ class ImageTokenizer:
         check(self.size % self.factor == 0, "size", rule)
         for multiplier in self.multipliers:
             channels = self.channels * multiplier
-            check(
-                channels % self.groups == 0, "groups", f"must divide every level, also {channels}"
-            )
+            rule = f"must divide every level, also {channels}"
+            check(channels % self.groups == 0, "groups", rule)
         sides = [self.size // self.patch >> level for level in range(len(self.multipliers))]
         check(set(self.attention) <= set(sides), "attention", f"must be among grid sides {sides}")
+        require_choice("image_tokenizer.encoder", self.encoder, ("convolutional", "patch"))
         require_choice("image_tokenizer.quantizer", self.quantizer, ("gradient", "ema"))
-        for name in ("decay", "restart", "bypass", "beta1", "beta2"):
+        for name in ("decay", "restart", "bypass"):
             check(0 <= getattr(self, name) < 1, name, "must be >= 0 and < 1")
-        for name in ("blocks", "squared", "absolute", "commitment", "perceptual", "adversarial"):
-            check(getattr(self, name) >= 0, name, "must be >= 0")
-        for name in ("adversarial_start", "warmup", "weight_decay"):
+        weights = ("squared", "absolute", "commitment", "perceptual", "adversarial")
+        for name in (*weights, "adversarial_start"):
             check(getattr(self, name) >= 0, name, "must be >= 0")
         check(self.squared + self.absolute > 0, "absolute", "must be > 0 where squared is 0")
-        check(self.learning_rate > 0, "learning_rate", "must be > 0")
-        check(self.clip > 0, "clip", "must be > 0")
-        check(0 <= self.final_rate <= 1, "final_rate", "must be >= 0 and <= 1")
-        check(self.warmup < self.steps, "warmup", f"must be below steps={self.steps}")
+        rule = "only the transformer accumulates gradients; use 1"
+        require(
+            self.train.accumulate == 1,
+            "image_tokenizer.train.accumulate",
+            self.train.accumulate,
+            rule,
+        )
 
 
 @dataclass(frozen=True)
@@ -291,11 +282,13 @@ class Data:
     count: int = 50_000  # records read at most
     seed: int = 0  # of procedural sources
     font: str = ""  # emoji font file; empty: the installed one
+    row_length: int = 4096  # tokens per packed row
     held_out: float = 0.05  # share of ids never trained on
     max_bad_fraction: float = 0.01  # more unreadable records than this stop the preparation
 
     def __post_init__(self) -> None:
-        require(self.count > 0, "data.count", self.count, "must be > 0")
+        for name in ("count", "row_length"):
+            require(getattr(self, name) > 0, f"data.{name}", getattr(self, name), "must be > 0")
         for name in ("held_out", "max_bad_fraction"):
             value = getattr(self, name)
             require(0 <= value < 1, f"data.{name}", value, "must be >= 0 and < 1")
@@ -335,9 +328,9 @@ class Experiment:
     def __post_init__(self) -> None:
         rule = f"must not exceed model.context={self.model.context}"
         require(
-            self.train.row_length <= self.model.context,
-            "train.row_length",
-            self.train.row_length,
+            self.data.row_length <= self.model.context,
+            "data.row_length",
+            self.data.row_length,
             rule,
         )
         rule = f"must fit into model.sentinels={self.model.sentinels}"

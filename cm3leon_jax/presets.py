@@ -25,7 +25,7 @@ def _cm3leon(model: Model, learning_rate: float, tokens: float) -> Experiment:
     return Experiment(
         model=model,
         optimizer=Optimizer(learning_rate=learning_rate, warmup_steps=1500),
-        train=Train(steps=round(tokens / (BATCH * ROW)), batch=BATCH, row_length=ROW),
+        train=Train(steps=round(tokens / (BATCH * ROW)), batch=BATCH),
     )
 
 
@@ -45,9 +45,8 @@ def _chameleon(model: Model, learning_rate: float, tokens: float) -> Experiment:
     return replace(
         experiment,
         image_tokenizer=ImageTokenizer(size=512, multipliers=(1, 1, 2, 2, 4)),
-        objective=Objective(rate=0.0),
+        objective=Objective(rate=0.0, z_loss=1e-5),
         optimizer=replace(experiment.optimizer, warmup_steps=4000, beta2=0.95, epsilon=1e-5),
-        train=replace(experiment.train, z_loss=1e-5),
         decode=Decode(temperature=0.7, guidance=3.0),
     )
 
@@ -63,7 +62,7 @@ def _tiny() -> Experiment:
             context=128,
             specials=64,
             sentinels=32,
-            text_pieces=512,
+            text_pieces=256,
             image_codes=1024,
             image_tokens=16,
             code_positions=True,
@@ -76,6 +75,7 @@ def _tiny() -> Experiment:
         ),
         image_tokenizer=ImageTokenizer(
             size=32,
+            encoder="patch",
             patch=8,
             channels=64,
             multipliers=(1,),
@@ -89,13 +89,18 @@ def _tiny() -> Experiment:
             bypass=0.2,
             squared=1.0,
             absolute=0.2,
-            batch=32,
-            steps=3000,
-            warmup=50,
-            learning_rate=3e-3,
-            weight_decay=0.01,
+            optimizer=Optimizer(
+                learning_rate=3e-3,
+                warmup_steps=50,
+                schedule="cosine",
+                end_fraction=0.01,
+                beta2=0.95,
+                weight_decay=0.01,
+            ),
+            train=Train(steps=2000, batch=32, log_every=20, sample_every=500, save_every=500),
         ),
-        data=Data(source="scenes", count=60_000),
+        data=Data(source="scenes", count=60_000, row_length=128),
+        objective=Objective(rate=1.4, max_spans=1, whole_segment=0.8),
         optimizer=Optimizer(
             learning_rate=2e-3,
             warmup_steps=100,
@@ -104,17 +109,38 @@ def _tiny() -> Experiment:
             beta2=0.95,
             weight_decay=0.01,
         ),
-        train=Train(
-            steps=4000, batch=8, row_length=128, log_every=20, sample_every=500, save_every=500
-        ),
+        train=Train(steps=4000, batch=8, log_every=20, sample_every=1000, save_every=500),
         decode=Decode(
             temperature=0.2, top_p=1.0, guidance=1.0, text_temperature=0.0, text_tokens=48
         ),
     )
 
 
+def _tiny_emoji() -> Experiment:
+    """The quickstart on emoji: 64 codes per picture, a wider model, longer rows."""
+    tiny = _tiny()
+    return replace(
+        tiny,
+        model=replace(tiny.model, image_tokens=64, text_pieces=1024, context=256),
+        image_tokenizer=replace(tiny.image_tokenizer, patch=4, channels=48, latent=48),
+        data=replace(tiny.data, source="emoji", row_length=192),
+    )
+
+
+def _tiny_folder() -> Experiment:
+    """The quickstart on a folder: 64-pixel pictures in 64 codes."""
+    emoji = _tiny_emoji()
+    return replace(
+        emoji,
+        image_tokenizer=replace(emoji.image_tokenizer, size=64, patch=8),
+        data=replace(emoji.data, source="folder"),
+    )
+
+
 PRESETS = {
     "tiny": _tiny(),
+    "tiny_emoji": _tiny_emoji(),
+    "tiny_folder": _tiny_folder(),
     "350m": _cm3leon(Model(layers=24, width=1024, heads=16, mlp=4096), 6e-4, 1.4e12),
     "760m": _cm3leon(Model(layers=24, width=1536, heads=16, mlp=6144), 5e-4, 1.9e12),
     "7b": _cm3leon(Model(layers=32, width=4096, heads=32, mlp=16384), 1.2e-4, 2.4e12),
@@ -132,3 +158,10 @@ def preset(name: str) -> Experiment:
     if name not in PRESETS:
         raise ValueError(f"preset={name!r}: use one of {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def for_source(source: str) -> Experiment:
+    """The quickstart's experiment for a data source: scenes, emoji or a folder."""
+    name = {"scenes": "tiny", "emoji": "tiny_emoji"}.get(source, "tiny_folder")
+    experiment = preset(name)
+    return replace(experiment, data=replace(experiment.data, source=source))

@@ -92,7 +92,7 @@ def train_image_tokenizer(
         state = init_sharded(
             partial(tokenizer_training.init_state, c), jax.random.key(c.train.seed), mesh
         )
-        step = tokenizer_training.make_train_step(c, features, c.train.seed)
+        step = tokenizer_training.make_train_step(c, features)
         batches = image_batches(train, c.train.batch, c.train.seed)
         state = fit(step, state, batches, c.train, mesh, folder, "images", show)
         checkpoint.save_network(network, state.model)
@@ -123,7 +123,7 @@ def prepare_documents(
                 partial(encode_pictures, tokenizer),
                 vocabulary(experiment),
                 experiment.model.image_tokens,
-                experiment.train.row_length + 1,
+                experiment.data.row_length + 1,
                 collection.skipped,
             )
             write_shards(documents, folder, name)
@@ -150,7 +150,9 @@ def train_transformer(experiment: config.Experiment, collection: Collection, wor
     unknown = [held_out[i] for i in range(min(len(held_out), 256))]
     prompts, truths = captioned(collection.held_out, SHOWN)
     evaluate = jax.jit(partial(eval_step, c))
-    held_out_batch = next(iter(token_batches(unknown, vocabulary(c), c.objective, c.train)))
+    held_out_batch = next(
+        iter(token_batches(unknown, vocabulary(c), c.objective, c.train, c.data.row_length))
+    )
 
     def show(state: Any, step: int) -> tuple[Mapping[str, float], Mapping[str, NDArray]]:
         losses = jax.device_get(evaluate(state.model, held_out_batch))
@@ -161,7 +163,7 @@ def train_transformer(experiment: config.Experiment, collection: Collection, wor
             "truth above samples": picture
         }
 
-    batches = token_batches(known, vocabulary(c), c.objective, c.train)
+    batches = token_batches(known, vocabulary(c), c.objective, c.train, c.data.row_length)
     step = partial(train_step, c, optimizer, schedule)
     state = fit(step, state, batches, c.train, mesh, workdir / "transformer", "tokens", show)
     write_bundle(c, workdir, state.model)
@@ -184,7 +186,7 @@ def write_bundle(experiment: config.Experiment, workdir: Path, transformer: Tran
 def card(experiment: config.Experiment) -> str:
     """The model card: what it is, from what data, how to open it."""
     c = experiment
-    tokens = c.train.steps * c.train.batch * c.train.row_length
+    tokens = c.train.steps * c.train.batch * c.data.row_length
     return f"""# A CM3Leon model
 
 {c.model.parameters:,} parameters, context {c.model.context} tokens, images of \

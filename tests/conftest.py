@@ -46,7 +46,7 @@ SMALL = {
     "optimizer.learning_rate": 1e-2,
     "train.steps": 12,
     "train.batch": 8,
-    "train.row_length": 48,
+    "data.row_length": 48,
     "train.log_every": 1,
     "train.sample_every": 100,
     "train.save_every": 4,

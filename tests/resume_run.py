@@ -24,7 +24,9 @@ def main(folder: Path, steps: int) -> None:
     init = lambda key: init_state(c, optimizer, key)  # noqa: E731
     state = init_sharded(init, jax.random.key(0), mesh)
     step = partial(train_step, c, optimizer, make_schedule(c.optimizer, c.train.steps))
-    batches = token_batches(make_documents(c), vocabulary(c), c.objective, c.train)
+    batches = token_batches(
+        make_documents(c), vocabulary(c), c.objective, c.train, c.data.row_length
+    )
     state = fit(step, state, batches, c.train, mesh, folder)
     save_network(folder / "final", {"state": state, "position": jax.numpy.array(batches.position)})
 

@@ -15,7 +15,9 @@ from cm3leon_jax.tokens.vocabulary import BREAK, EOS, EOSS
 
 
 def stream(c: config.Experiment, count: int = 40):
-    return token_batches(make_documents(c, count), vocabulary(c), c.objective, c.train)
+    return token_batches(
+        make_documents(c, count), vocabulary(c), c.objective, c.train, c.data.row_length
+    )
 
 
 def examples(batch: dict[str, np.ndarray]) -> list[np.ndarray]:

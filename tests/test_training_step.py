@@ -35,7 +35,13 @@ def prepare(c: config.Experiment, mesh: jax.sharding.Mesh | None = None):
     state = init_sharded(init, jax.random.key(0), mesh)
     schedule = make_schedule(c.optimizer, c.train.steps)
     step = compile_step(partial(train_step, c, optimizer, schedule), state, mesh)
-    return state, step, iter(token_batches(make_documents(c), vocabulary(c), c.objective, c.train))
+    return (
+        state,
+        step,
+        iter(
+            token_batches(make_documents(c), vocabulary(c), c.objective, c.train, c.data.row_length)
+        ),
+    )
 
 
 def run(c: config.Experiment, mesh: jax.sharding.Mesh | None = None, steps: int = 3):
@@ -112,7 +118,9 @@ def test_training_overfits(small):
     c = config.replace(small, {"train.steps": 150, "objective.rate": 0.0, "train.batch": 2})
     documents = make_documents(c, 4)
     state, step, _ = prepare(c)
-    batch = next(iter(token_batches(documents, vocabulary(c), c.objective, c.train)))
+    batch = next(
+        iter(token_batches(documents, vocabulary(c), c.objective, c.train, c.data.row_length))
+    )
     for _ in range(150):
         state, metrics = step(state, batch)
     # What cannot be known is which document starts: log(4) per document.

@@ -91,7 +91,8 @@ def test_paper_initialisation(small):
         {"model.init_residual": "zero", "model.init_std": 0.006, "model.position_std": 0.0002},
     )
     model = build(paper)
-    assert not np.any(model.layers.out[...]) and not np.any(model.layers.down[...])
+    assert not np.any(model.layers.out[...])
+    assert not np.any(model.layers.down[...])
     for array, std in (
         (model.embedding[...], 0.006),
         (model.layers.query[...], 0.006),

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cm3leon_jax.config import ImageTokenizer
+from cm3leon_jax.config import ImageTokenizer, Optimizer, Train
 from cm3leon_jax.models.discriminator import Discriminator
 from cm3leon_jax.models.vqgan import VQGAN, Quantizer, fold, unfold
 from cm3leon_jax.models.vqgan_losses import adversarial_weight, psnr
-from cm3leon_jax.training.image_tokenizer import init_state, make_schedule, make_train_step
+from cm3leon_jax.training.image_tokenizer import init_state, make_train_step
 
 TINY = ImageTokenizer(
     size=16,
@@ -32,15 +32,18 @@ TINY = ImageTokenizer(
     absolute=0.2,
     discriminator_channels=8,
     discriminator_layers=1,
-    steps=150,
-    batch=8,
-    learning_rate=3e-3,
-    warmup=5,
     decay=0.9,
+    optimizer=Optimizer(3e-3, warmup_steps=5, schedule="cosine", beta2=0.95, weight_decay=0.05),
+    train=Train(steps=150, batch=8),
 )
 
 SMALLEST = replace(TINY, patch=4, multipliers=(1,))  # XLA compiles its step soonest
-CRITICAL = replace(SMALLEST, adversarial=0.5, adversarial_start=2, warmup=0)
+CRITICAL = replace(
+    SMALLEST,
+    adversarial=0.5,
+    adversarial_start=2,
+    optimizer=replace(TINY.optimizer, warmup_steps=0),
+)
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +123,16 @@ def test_folding_patches_is_undone_by_unfolding():
     np.testing.assert_array_equal(unfold(patches, 4), images)
 
 
+def test_codes_of_the_patch_encoder_see_their_own_pixels_only(images):
+    config = replace(TINY, encoder="patch")
+    model = VQGAN(config, rngs=nnx.Rngs(0))
+    before = model.latents(images)
+    after = model.latents(images.at[:, 4:8, 8:12].set(0.5))
+    moved = jnp.abs(after - before).max(axis=(0, 3)) > 1e-6
+    assert moved[1, 2]
+    assert int(moved.sum()) == 1
+
+
 @pytest.mark.parametrize("normalize", [True, False])
 def test_codes_are_the_nearest_neighbours(normalize):
     quantizer = Quantizer(replace(TINY, normalize=normalize), rngs=nnx.Rngs(0))
@@ -192,8 +205,8 @@ def test_dead_codes_restart_on_latents_of_the_batch(kind):
 
 
 def test_eight_pictures_are_learnt(run, pictures):
-    state, history = run(SMALLEST.steps)
-    assert int(state.step) == SMALLEST.steps
+    state, history = run(SMALLEST.train.steps)
+    assert int(state.step) == SMALLEST.train.steps
     assert history[0]["psnr"] < 15
     assert history[-1]["psnr"] > 24
     assert history[-1]["usage"] > 0.5
@@ -250,14 +263,6 @@ def test_the_adversarial_weight_is_the_ratio_of_last_layer_gradients(model):
     np.testing.assert_allclose(weight, 3, rtol=1e-2)
 
 
-def test_the_learning_rate_warms_up_and_ends_small():
-    schedule = make_schedule(TINY)
-    assert schedule(0) == 0
-    np.testing.assert_allclose(schedule(TINY.warmup), TINY.learning_rate)
-    end = TINY.learning_rate * TINY.final_rate
-    np.testing.assert_allclose(schedule(TINY.steps), end, rtol=1e-4)
-
-
 def test_a_perceptual_weight_without_features_is_refused():
     with pytest.raises(ValueError, match=r"perceptual = 0.5 needs a feature network"):
         make_train_step(replace(TINY, perceptual=0.5))
@@ -273,7 +278,8 @@ def test_a_perceptual_weight_without_features_is_refused():
         ({"quantizer": "fsq"}, "quantizer='fsq': use one of 'gradient', 'ema'"),
         ({"decay": 1.0}, "decay=1.0: must be >= 0 and < 1"),
         ({"squared": 0.0, "absolute": 0.0}, "absolute=0.0: must be > 0"),
-        ({"warmup": 150}, "warmup=150: must be below steps=150"),
+        ({"encoder": "vit"}, "encoder='vit': use one of 'convolutional', 'patch'"),
+        ({"train": Train(accumulate=2, batch=8)}, "train.accumulate=2: only the transformer"),
         ({"multipliers": ()}, "multipliers=.*: give one number >= 1 per level"),
     ],
 )

@@ -53,6 +53,7 @@ def token_batches(
     vocabulary: Vocabulary,
     objective: config.Objective,
     train: config.Train,
+    row_length: int,
 ) -> Stream:
     """Masked and packed rows, all [B T]: tokens targets weights segments positions.
 
@@ -68,18 +69,18 @@ def token_batches(
         epoch, index = divmod(place, count)
         document = documents[int(shuffled(train.seed, epoch, count)[index])]
         rng = rng_for(train.seed, epoch, index)
-        ids = rotate(document.ids, vocabulary, rng, objective, max_length=train.row_length + 1)
+        ids = rotate(document.ids, vocabulary, rng, objective, max_length=row_length + 1)
         return Example(ids, token_weights(ids, vocabulary, objective))
 
     def make(position: list[int]) -> tuple[Batch, list[int]]:
         filled, after = [], []
         for row, taken in enumerate(position):
             examples: list[Example] = []
-            room = train.row_length
+            room = row_length
             while (coming := example((taken + len(examples)) * rows + row)).size <= room:
                 examples.append(coming)
                 room -= coming.size
-            filled.append(fill_row(examples, train.row_length))
+            filled.append(fill_row(examples, row_length))
             after.append(taken + len(examples))
         return stack(filled), after
 

@@ -117,7 +117,7 @@ def tokenize(
             )
             ids = document.to_ids(vocabulary, image_tokens)
             if len(ids) > longest:
-                reason = f"{len(ids)} tokens exceed train.row_length + 1 = {longest}"
+                reason = f"{len(ids)} tokens exceed data.row_length + 1 = {longest}"
                 skipped.add(example.id, reason)
                 continue
             yield TokenDocument(example.id, ids, tuple(spans(ids, vocabulary)), example.source)

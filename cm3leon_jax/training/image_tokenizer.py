@@ -20,6 +20,7 @@ from cm3leon_jax.models.vqgan_losses import (
     psnr,
     reconstruction,
 )
+from cm3leon_jax.training.optimizer import make_optimizer
 
 Metrics = dict[str, jax.Array]
 
@@ -34,38 +35,10 @@ class TokenizerState(NamedTuple):
     critic_optimizer: optax.OptState | None
 
 
-def make_schedule(config: ImageTokenizer) -> optax.Schedule:
-    """Step -> learning rate: linear warmup, then half a cosine down to final_rate of the peak."""
-    peak = config.learning_rate
-    return optax.warmup_cosine_decay_schedule(
-        0.0 if config.warmup else peak, peak, config.warmup, config.steps, peak * config.final_rate
-    )
-
-
-def make_optimizer(config: ImageTokenizer) -> optax.GradientTransformation:
-    """AdamW behind a clip of the global norm; biases, norms and codes do not decay."""
-
-    def is_kernel(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: "kernel" in jax.tree_util.keystr(path), params
-        )
-
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip),
-        optax.adamw(
-            make_schedule(config),
-            b1=config.beta1,
-            b2=config.beta2,
-            weight_decay=config.weight_decay,
-            mask=is_kernel,
-        ),
-    )
-
-
 def init_state(config: ImageTokenizer, key: jax.Array) -> TokenizerState:
     """A fresh state, the same for the same key; may run under jit."""
     model = VQGAN(config, rngs=nnx.Rngs(jax.random.fold_in(key, 0)))
-    optimizer = make_optimizer(config)
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
     critic, critic_state = None, None
     if config.adversarial:
         critic = Discriminator(
@@ -79,25 +52,25 @@ def init_state(config: ImageTokenizer, key: jax.Array) -> TokenizerState:
 
 
 def make_train_step(
-    config: ImageTokenizer, features: Features | None = None, seed: int = 0
+    config: ImageTokenizer, features: Features | None = None
 ) -> Callable[[TokenizerState, dict[str, jax.Array]], tuple[TokenizerState, Metrics]]:
     """Builds `train_step(state, {"images": uint8 [B, Y, X, 3]}) -> (state, metrics)`.
 
-    The step is pure, ready for jit with the state donated; all randomness follows from `seed` and
-    the step number. `features` is needed with a perceptual weight.
+    The step is pure, ready for jit with the state donated; all randomness follows from
+    `train.seed` and the step number. `features` is needed with a perceptual weight.
     """
     if config.perceptual and features is None:
         raise ValueError(
             f"image_tokenizer.perceptual = {config.perceptual} needs a feature network: "
             "pass features= or set it to 0"
         )
-    optimizer = make_optimizer(config)
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
 
     def bypass(step: jax.Array, count: int, key: jax.Array) -> jax.Array | None:
         """[B, 1, 1, 1]: which images skip the quantizer; all at step 0, none when annealed."""
         if not config.bypass:
             return None
-        share = 1 - step / (config.bypass * config.steps)
+        share = 1 - step / (config.bypass * config.train.steps)
         return jax.random.bernoulli(key, share.clip(0, 1), (count, 1, 1, 1))
 
     def fidelity(images: jax.Array, targets: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -113,7 +86,7 @@ def make_train_step(
     ) -> tuple[TokenizerState, Metrics]:
         targets = batch["images"].astype(jnp.float32) / 127.5 - 1
         skip_key, restart_key = jax.random.split(
-            jax.random.fold_in(jax.random.key(seed), state.step)
+            jax.random.fold_in(jax.random.key(config.train.seed), state.step)
         )
         skip = bypass(state.step, len(targets), skip_key)
         fooling = state.step >= config.adversarial_start
@@ -152,7 +125,11 @@ def make_train_step(
                 fooling, judge, spare, critic, critic_optimizer, targets, output.images
             )
         metrics |= model.quantizer.report()
-        metrics |= {"psnr": psnr(output.images, targets), "gradient": optax.global_norm(gradients)}
+        metrics |= {
+            "psnr": psnr(output.images, targets),
+            "gradient_norm": optax.global_norm(gradients),
+            "images": jnp.float32(len(targets)),
+        }
         step = state.step + 1
         return TokenizerState(step, model, optimizer_state, critic, critic_optimizer), metrics
 

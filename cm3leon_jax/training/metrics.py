@@ -6,6 +6,7 @@ step it has just dispatched.
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ class Log:
         self._lines = (folder / "metrics.jsonl").open("a")
         if start:
             self._lines.write("\n")  # closes a line that a kill may have cut
-        self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, mininterval=1)
+        pause = 0.5 if sys.stderr.isatty() else 15  # seconds between two progress lines
+        self._bar = tqdm(total=steps, initial=start, unit="step", mininterval=pause)
         self._every, self._unit = every, unit
         self._window: list[Metrics] = []
         self._full: tuple[int, list[Metrics]] | None = None
@@ -71,7 +73,7 @@ class Log:
         rate = self._bar.format_dict["rate"] or 0.0
         work = means.get(self._unit, 0.0) * rate
         shown = {name: f"{means[name]:.3f}" for name in means if name.endswith("loss")}
-        self._bar.set_postfix(shown | {f"{self._unit}/s": f"{work:,.0f}"})
+        self._bar.set_postfix(shown | {f"{self._unit}/s": f"{work:,.0f}"}, refresh=False)
         self.scalars(step, means)
 
 
@@ -81,7 +83,7 @@ def check_finite(means: Mapping[str, float], first: int, last: int) -> None:
     if broken:
         raise FloatingPointError(
             f"steps {first} to {last}: {', '.join(broken)} not finite; lower"
-            " optimizer.learning_rate or set train.z_loss, and start again from the checkpoint"
+            " optimizer.learning_rate or set objective.z_loss, and start again from the checkpoint"
         )
 
 
@@ -100,4 +102,3 @@ def read_metrics(folder: Path) -> dict[str, list[tuple[int, float]]]:
         for name, value in values.items():
             curves.setdefault(name, {})[step] = value
     return {name: sorted(points.items()) for name, points in curves.items()}
-

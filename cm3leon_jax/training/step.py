@@ -67,7 +67,7 @@ def train_step(
 
     def loss(model: Transformer, part: Batch) -> tuple[jax.Array, TokenLoss]:
         sums = token_loss(c, model, part)
-        return sums.total + c.train.z_loss * sums.z_total, sums
+        return sums.total + c.objective.z_loss * sums.z_total, sums
 
     def gradients(part: Batch) -> tuple[Transformer, TokenLoss]:
         return jax.grad(loss, has_aux=True)(state.model, part)

@@ -1,0 +1,148 @@
+"""The whole road in miniature, through the command line: stages, bundle, report, resume, errors."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cm3leon_jax.cli import main
+
+BRIEF = {
+    "data.count": 400,
+    "image_tokenizer.channels": 16,
+    "image_tokenizer.groups": 4,
+    "image_tokenizer.latent": 16,
+    "image_tokenizer.train.steps": 20,
+    "image_tokenizer.train.sample_every": 20,
+    "image_tokenizer.train.save_every": 20,
+    "model.layers": 1,
+    "model.width": 32,
+    "model.mlp": 32,
+    "train.steps": 20,
+    "train.batch": 4,
+    "train.sample_every": 20,
+    "train.save_every": 20,
+}
+
+
+def brief(name: str, **more) -> list[str]:
+    overrides = BRIEF | more
+    return ["--config", name, *(f"--config.{field}={value}" for field, value in overrides.items())]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "scenes"
+    assert main(["quickstart", "--workdir", str(workdir), *brief("tiny")]) == 0
+    return workdir
+
+
+def test_quickstart_leaves_bundle_results_and_report(run):
+    results = json.loads((run / "results.json").read_text())
+    scores = results["held_out"]
+    assert results["documents"]["train"] + results["documents"]["held_out"] == 400
+    assert 0 <= scores["images"]["exact"]["mean"] <= scores["images"]["exact"]["high"] <= 1
+    assert {"reconstructions", "images", "captions", "reconstruction_psnr"} <= set(scores)
+    bundle = {path.name for path in (run / "bundle").iterdir()}
+    assert bundle == {"card.md", "config.json", "text.model", "transformer", "image_tokenizer"}
+    page = (run / "report.html").read_text()
+    assert page.count("data:image/png;base64,") > 40
+    assert "polyline" in page
+    assert 'src="http' not in page
+    assert f"cm3leon train --workdir {run}" in page
+    assert list((run / "transformer" / "tensorboard").iterdir())
+
+
+def test_done_stages_are_not_done_again(run):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if "bundle" in path.parts}
+    assert main(["quickstart", "--workdir", str(run), *brief("tiny")]) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_another_config_in_the_same_folder_is_refused(run, capsys):
+    arguments = ["quickstart", "--workdir", str(run), *brief("tiny", **{"train.seed": 5})]
+    assert main(arguments) == 2
+    assert "train.seed=0, now it is 5" in capsys.readouterr().err
+
+
+def test_sample_and_evaluate_open_the_bundle(run, tmp_path, capsys):
+    out = tmp_path / "grid.png"
+    bundle = str(run / "bundle")
+    assert main(["sample", bundle, "a small red ring top left on white", "--n", "3",
+                 "--out", str(out)]) == 0  # fmt: skip
+    assert Image.open(out).size[0] > 3 * 32
+    capsys.readouterr()
+    assert main(["evaluate", bundle, "--count", "4"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["count"] == 4
+    assert main(["sample", bundle, "a ring", "--n", "0"]) == 2
+    assert "n=0: use at least 1" in capsys.readouterr().err
+
+
+def write_folder(folder, count=60):
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    lines = []
+    for i in range(count):
+        colour = rng.integers(0, 256, 3).astype(np.uint8)
+        Image.fromarray(np.full((40, 48, 3), colour)).save(folder / f"{i}.png")
+        lines.append(json.dumps({"id": f"{i}", "image": f"{i}.png", "text": f"colour {i % 7}"}))
+    return lines
+
+
+def test_a_folder_with_bad_pictures_is_counted_listed_and_trained_on(tmp_path, capsys):
+    folder, workdir = tmp_path / "mine", tmp_path / "run"
+    lines = write_folder(folder)
+    (folder / "3.png").write_bytes(b"")
+    (folder / "5.png").write_bytes((folder / "5.png").read_bytes()[:60])
+    (folder / "data.jsonl").write_text("\n".join([*lines, "{broken"]) + "\n")
+    options = ["--data", str(folder), "--workdir", str(workdir)]
+    recipe = brief("tiny_folder", **{"data.held_out": 0.2, "decode.text_tokens": 8})
+    assert main(["quickstart", *options, *recipe]) == 2
+    assert "3 of 61 records are bad" in capsys.readouterr().err
+    assert main(["quickstart", *options, *recipe, "--max_bad_fraction", "0.1"]) == 2
+    assert "data.max_bad_fraction=0.01, now it is 0.1" in capsys.readouterr().err
+
+    options = ["--data", str(folder), "--workdir", str(tmp_path / "again")]
+    assert main(["quickstart", *options, *recipe, "--max_bad_fraction", "0.1"]) == 0
+    listed = (tmp_path / "again" / "documents" / "skipped.txt").read_text()
+    assert "data.jsonl:4: " in listed
+    assert "data.jsonl:6: " in listed
+    assert "data.jsonl:61: broken JSON" in listed
+    assert "nearest" in json.loads((tmp_path / "again" / "results.json").read_text())["held_out"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--workdir", "{new}"], "is new: name its experiment"),
+        (["train", "--workdir", "{new}", "--config", "tinny"], "did you mean"),
+        (["quickstart", "--workdir", "{new}", "--data", "{new}"], "no such folder"),
+        (["sample", "{new}", "a ring"], "has no config.json"),
+        (["inspect", "config", "--config", "tiny", "--config.train.step=3"], "train.steps"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, arguments, message):
+    given = [argument.replace("{new}", str(tmp_path / "new")) for argument in arguments]
+    assert main(given) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
+
+
+def test_inspect_objective_prints_the_shares(capsys):
+    arguments = ["inspect", "objective", "--config", "350m", "--documents", "4", "--rounds", "200"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "no mask" in printed
+    assert "image masked" in printed
+
+
+def test_help_has_an_example_for_every_verb(capsys):
+    for verb in ("quickstart", "tokenizer", "prepare", "train", "sample", "evaluate", "inspect"):
+        with pytest.raises(SystemExit) as stop:
+            main([verb, "--help"])
+        assert stop.value.code == 0
+        assert f"example: cm3leon {verb}" in capsys.readouterr().out.replace(os.linesep, " ")
