@@ -16,6 +16,7 @@ import jax
 from etils import epath
 
 from cm3leon_jax import config
+from cm3leon_jax.fields import to_dict
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -116,7 +117,7 @@ def write_json(path: PathLike, content: Any) -> None:
 def write_experiment(folder: PathLike, experiment: config.Experiment) -> None:
     """Writes the resolved config beside what was made from it."""
     local(folder).mkdir(parents=True, exist_ok=True)
-    write_json(local(folder) / "config.json", config.to_dict(experiment))
+    write_json(local(folder) / "config.json", to_dict(experiment))
 
 
 def read_experiment(folder: PathLike) -> config.Experiment:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cm3leon_jax import config, presets, recipes
+from cm3leon_jax.fields import to_flat
 
 Verb = Callable[[argparse.Namespace], None]
 
@@ -172,8 +173,8 @@ def _prepare(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     from cm3leon_jax import stages
 
-    experiment, collection = _collect(options)
-    print(f"bundle: {stages.train_transformer(experiment, collection, options.workdir)}")
+    experiment = _experiment(options)
+    print(f"bundle: {stages.train_transformer(experiment, options.workdir)}")
 
 
 def _sample(options: argparse.Namespace) -> None:
@@ -217,7 +218,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _inspect(options: argparse.Namespace) -> None:
     experiment = options.experiment or presets.preset("tiny")
     if options.what == "config":
-        for name, value in config.to_flat(experiment).items():
+        for name, value in to_flat(experiment).items():
             print(f"{name} = {value!r}")
         return
     from cm3leon_jax.tokens.document import Document, Image, Text
@@ -238,15 +239,21 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _collect(options: argparse.Namespace) -> tuple:
+    from cm3leon_jax.data.prepare import collect
+
+    experiment = _experiment(options)
+    return experiment, collect(experiment.data, experiment.image_tokenizer.size)
+
+
+def _experiment(options: argparse.Namespace) -> config.Experiment:
     from cm3leon_jax import stages
     from cm3leon_jax.checkpoint import read_experiment
-    from cm3leon_jax.data.prepare import collect
 
     if options.experiment is None and not (options.workdir / "config.json").exists():
         raise ValueError(f"{options.workdir} is new: name its experiment, --config or --gin_file")
     experiment = _with_data(options.experiment or read_experiment(options.workdir), options)
     stages.open_workdir(experiment, options.workdir)
-    return experiment, collect(experiment.data, experiment.image_tokenizer.size)
+    return experiment
 
 
 def _with_data(experiment: config.Experiment, options: argparse.Namespace) -> config.Experiment:

@@ -1,26 +1,15 @@
 """The experiment: nested frozen dataclasses, the truth behind the gin and ml_collections fronts.
 
 Every rule is checked at construction and every message names the field, its value, the rule and
-the fix. `preset(name)` gives the shipped experiments; `from_dict` and `to_dict` are inverses.
+the fix. `presets` has the shipped experiments; `from_dict` and `fields.to_dict` are inverses.
 """
 
-import dataclasses
-import difflib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-
-def require(holds: bool, name: str, value: object, rule: str) -> None:
-    """Raises ValueError 'name=value: rule' unless `holds`."""
-    if not holds:
-        raise ValueError(f"{name}={value!r}: {rule}")
-
-
-def require_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    """Raises ValueError unless `value` is one of `choices`."""
-    require(value in choices, name, value, f"use one of {', '.join(map(repr, choices))}")
+from cm3leon_jax.fields import build, require, require_choice, to_dict
 
 
 @dataclass(frozen=True)
@@ -345,46 +334,9 @@ class Experiment:
         require(holds, "model.code_features", self.model.code_features, rule)
 
 
-def to_dict(value: Any) -> dict[str, Any]:
-    """Nested dict of an experiment or a part of it; tuples become lists, ready for JSON."""
-    content = {}
-    for entry in dataclasses.fields(value):
-        item = getattr(value, entry.name)
-        if dataclasses.is_dataclass(item):
-            item = to_dict(item)
-        content[entry.name] = list(item) if isinstance(item, tuple) else item
-    return content
-
-
-def to_flat(experiment: Experiment) -> dict[str, Any]:
-    """Dotted names of all fields, {'train.steps': 10, ...}."""
-
-    def flat(content: Mapping[str, Any], path: str) -> dict[str, Any]:
-        values = {}
-        for name, value in content.items():
-            nested = isinstance(value, Mapping)
-            values |= flat(value, f"{path}{name}.") if nested else {f"{path}{name}": value}
-        return values
-
-    return flat(to_dict(experiment), "")
-
-
-def from_dict(content: Mapping[str, Any], kind: Any = None, path: str = "") -> Any:
-    """Inverse of `to_dict`: builds an Experiment (or `kind`); missing keys keep their defaults.
-
-    Raises ValueError for unknown keys, naming the nearest known one, and for wrong types.
-    """
-    kind = Experiment if kind is None else kind
-    hints = typing.get_type_hints(kind)
-    values: dict[str, Any] = {}
-    for key, value in content.items():
-        name = f"{path}{key}"
-        if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1)
-            hint = f"did you mean {path}{near[0]}?" if near else f"known: {', '.join(hints)}"
-            raise ValueError(f"{name}: unknown config key; {hint}")
-        values[key] = _convert(value, hints[key], name)
-    return kind(**values)
+def from_dict(content: Mapping[str, Any]) -> Experiment:
+    """The Experiment that `fields.to_dict` wrote; missing keys keep their defaults."""
+    return build(Experiment, content)
 
 
 def replace(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
@@ -398,19 +350,3 @@ def replace(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
             require(isinstance(node, dict), name, value, f"{parent} has no fields")
         node[last] = value
     return from_dict(content)
-
-
-def _convert(value: Any, hint: Any, name: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        require(isinstance(value, Mapping), name, value, "must be a mapping of fields")
-        return from_dict(value, hint, f"{name}.")
-    origin = typing.get_origin(hint)
-    if origin is tuple:
-        require(isinstance(value, list | tuple), name, value, "must be a list")
-        return tuple(_convert(item, typing.get_args(hint)[0], name) for item in value)
-    kind = type(typing.get_args(hint)[0]) if origin is Literal else hint
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    holds = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-    require(holds, name, value, f"must be of type {kind.__name__}")
-    return value

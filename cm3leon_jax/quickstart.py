@@ -15,6 +15,7 @@ from cm3leon_jax.data.prepare import collect
 from cm3leon_jax.decoding.generator import load
 from cm3leon_jax.evaluation import report
 from cm3leon_jax.evaluation.run import Evaluation, evaluate
+from cm3leon_jax.fields import to_dict
 from cm3leon_jax.training.metrics import read_metrics
 
 SCORED = 512  # held-out captions
@@ -34,7 +35,7 @@ def quickstart(experiment: config.Experiment, workdir: Path) -> dict[str, Any]:
     with clock("documents"):
         stages.prepare_documents(experiment, collection, workdir)
     with clock("transformer"):
-        bundle = stages.train_transformer(experiment, collection, workdir)
+        bundle = stages.train_transformer(experiment, workdir)
     with clock("evaluation"):
         generator = load(bundle)
         held_out = evaluate(generator, collection.held_out, collection, SCORED)
@@ -45,7 +46,7 @@ def quickstart(experiment: config.Experiment, workdir: Path) -> dict[str, Any]:
         "skipped": len(collection.skipped.reasons),
         "parameters": experiment.model.parameters,
         "seconds": clock.seconds,
-        "config": config.to_dict(experiment),
+        "config": to_dict(experiment),
     }
     write_json(workdir / "results.json", results)
     report.write_text(

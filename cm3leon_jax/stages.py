@@ -11,7 +11,7 @@ the stages before it there, and resumes its own training from the newest checkpo
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,17 @@ from numpy.typing import NDArray
 from cm3leon_jax import checkpoint, config
 from cm3leon_jax.data.loader import image_batches, token_batches
 from cm3leon_jax.data.pictures import grid
-from cm3leon_jax.data.prepare import Collection, captioned, tokenize
+from cm3leon_jax.data.prepare import Collection, tokenize
 from cm3leon_jax.data.shards import Shards, TokenDocument, write_shards
 from cm3leon_jax.decoding.generator import Generator
 from cm3leon_jax.evaluation.run import psnr
+from cm3leon_jax.fields import to_flat
+from cm3leon_jax.interop.efficientnet import load_features
 from cm3leon_jax.models.image_codes import decode_codes, encode_pictures
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.models.vqgan import VQGAN
-from cm3leon_jax.models.vqgan_losses import Features
 from cm3leon_jax.sharding import make_mesh, shardings
+from cm3leon_jax.tokens.document import Document, Image, Text
 from cm3leon_jax.tokens.text import TextTokenizer
 from cm3leon_jax.tokens.vocabulary import Vocabulary
 from cm3leon_jax.training import image_tokenizer as tokenizer_training
@@ -48,7 +50,7 @@ def open_workdir(experiment: config.Experiment, workdir: Path) -> None:
     if not (workdir / "config.json").exists():
         checkpoint.write_experiment(workdir, experiment)
         return
-    there, here = map(config.to_flat, (checkpoint.read_experiment(workdir), experiment))
+    there, here = map(to_flat, (checkpoint.read_experiment(workdir), experiment))
     for name, value in here.items():
         if there[name] != value:
             raise ValueError(
@@ -69,12 +71,12 @@ def train_text_tokenizer(
 
 
 def train_image_tokenizer(
-    experiment: config.Experiment,
-    collection: Collection,
-    workdir: Path,
-    features: Features | None = None,
+    experiment: config.Experiment, collection: Collection, workdir: Path
 ) -> VQGAN:
-    """Trains the VQGAN; its sample grids show held-out pictures above their reconstructions."""
+    """Trains the VQGAN; its sample grids show held-out pictures above their reconstructions.
+
+    A perceptual weight takes its features from the installed EfficientNet package.
+    """
     c, folder = experiment.image_tokenizer, workdir / "image_tokenizer"
     network = folder / "network"
     if not network.exists():
@@ -92,7 +94,7 @@ def train_image_tokenizer(
         state = init_sharded(
             partial(tokenizer_training.init_state, c), jax.random.key(c.train.seed), mesh
         )
-        step = tokenizer_training.make_train_step(c, features)
+        step = tokenizer_training.make_train_step(c, load_features() if c.perceptual else None)
         batches = image_batches(train, c.train.batch, c.train.seed)
         state = fit(step, state, batches, c.train, mesh, folder, "images", show)
         checkpoint.save_network(network, state.model)
@@ -132,8 +134,12 @@ def prepare_documents(
     return Shards(folder, "train"), Shards(folder, "held_out")
 
 
-def train_transformer(experiment: config.Experiment, collection: Collection, workdir: Path) -> Path:
-    """Trains on the prepared documents and writes the bundle; returns its folder."""
+def train_transformer(experiment: config.Experiment, workdir: Path) -> Path:
+    """Trains on the prepared documents and writes the bundle; returns its folder.
+
+    Its sample grids show the pictures of held-out documents, as the image tokenizer decodes them,
+    above what the model draws for their texts.
+    """
     c, bundle = experiment, workdir / "bundle"
     if bundle.exists():
         return bundle
@@ -146,9 +152,10 @@ def train_transformer(experiment: config.Experiment, collection: Collection, wor
     codebook = tokenizer.codebook if c.model.code_features else None
     init = lambda key: init_state(c, optimizer, key, codebook)  # noqa: E731
     state = init_sharded(init, jax.random.key(c.train.seed), mesh)
-    known: list[TokenDocument] = [train[i] for i in range(len(train))]
     unknown = [held_out[i] for i in range(min(len(held_out), 256))]
-    prompts, truths = captioned(collection.held_out, SHOWN)
+    captions, codes = captioned(unknown, SHOWN, vocabulary(c))
+    prompts = [text.decode(caption.ids) for caption in captions]
+    truths = [decode_codes(tokenizer, np.array([image.codes]))[0] for image in codes]
     evaluate = jax.jit(partial(eval_step, c))
     held_out_batch = next(
         iter(token_batches(unknown, vocabulary(c), c.objective, c.train, c.data.row_length))
@@ -156,14 +163,14 @@ def train_transformer(experiment: config.Experiment, collection: Collection, wor
 
     def show(state: Any, step: int) -> tuple[Mapping[str, float], Mapping[str, NDArray]]:
         losses = jax.device_get(evaluate(state.model, held_out_batch))
-        generator = Generator(c, text, state.model, tokenizer)
-        drawn = generator.images(prompts)
-        picture = grid([*truths, *map(np.asarray, drawn)], len(truths))
-        return {f"held_out_{name}": float(value) for name, value in losses.items()}, {
-            "truth above samples": picture
-        }
+        numbers = {f"held_out_{name}": float(value) for name, value in losses.items()}
+        if not prompts:
+            return numbers, {}
+        drawn = Generator(c, text, state.model, tokenizer).images(prompts)
+        picture = grid([*truths, *map(np.asarray, drawn)], len(prompts))
+        return numbers, {"truth above samples": picture}
 
-    batches = token_batches(known, vocabulary(c), c.objective, c.train, c.data.row_length)
+    batches = token_batches(train, vocabulary(c), c.objective, c.train, c.data.row_length)
     step = partial(train_step, c, optimizer, schedule)
     state = fit(step, state, batches, c.train, mesh, workdir / "transformer", "tokens", show)
     write_bundle(c, workdir, state.model)
@@ -203,6 +210,22 @@ generator.images("...", n=4)
 
 It knows what its training data showed and nothing else. Check the data's licence before sharing.
 """
+
+
+def captioned(
+    documents: Sequence[TokenDocument], count: int, vocabulary: Vocabulary
+) -> tuple[list[Text], list[Image]]:
+    """The first text and first image of the first `count` documents that have both."""
+    texts: list[Text] = []
+    images: list[Image] = []
+    for document in documents:
+        segments = Document.from_ids(document.ids, vocabulary).segments
+        text = next((s for s in segments if isinstance(s, Text)), None)
+        image = next((s for s in segments if isinstance(s, Image)), None)
+        if text and image and len(texts) < count:
+            texts.append(text)
+            images.append(image)
+    return texts, images
 
 
 def vocabulary(experiment: config.Experiment) -> Vocabulary:

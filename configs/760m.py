@@ -9,7 +9,7 @@ Run:  cm3leon train --config 760m --workdir runs/760m --config.data.source=FOLDE
 
 from ml_collections import ConfigDict
 
-from cm3leon_jax.config import to_dict
+from cm3leon_jax.fields import to_dict
 from cm3leon_jax.presets import preset
 
 

@@ -9,7 +9,7 @@ Run:  cm3leon train --config 7b --workdir runs/7b --config.data.source=FOLDER
 
 from ml_collections import ConfigDict
 
-from cm3leon_jax.config import to_dict
+from cm3leon_jax.fields import to_dict
 from cm3leon_jax.presets import preset
 
 

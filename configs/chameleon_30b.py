@@ -8,7 +8,7 @@ Run:  cm3leon train --config chameleon_30b --workdir runs/chameleon_30b --config
 
 from ml_collections import ConfigDict
 
-from cm3leon_jax.config import to_dict
+from cm3leon_jax.fields import to_dict
 from cm3leon_jax.presets import preset
 
 

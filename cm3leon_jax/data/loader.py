@@ -5,10 +5,10 @@ the global batch has a stream of its own: what row 3 reads does not depend on th
 nor on the host that reads it. The next batch is made in the background.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,15 @@ from cm3leon_jax.data.shards import TokenDocument
 from cm3leon_jax.tokens.objective import rng_for, rotate, token_weights
 from cm3leon_jax.tokens.packing import Batch, Example, fill_row, stack
 from cm3leon_jax.tokens.vocabulary import Vocabulary
+
+
+class Documents(Protocol):
+    """Token documents by number: a list of them, or `shards.Shards`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> TokenDocument: ...
+
 
 # position -> (batch at this position, position of the next batch); positions are lists of integers
 Make = Callable[[list[int]], tuple[Batch, list[int]]]
@@ -49,7 +58,7 @@ class Stream:
 
 
 def token_batches(
-    documents: Sequence[TokenDocument],
+    documents: Documents,
     vocabulary: Vocabulary,
     objective: config.Objective,
     train: config.Train,

@@ -1,0 +1,27 @@
+"""Runs all subjects, or those named, prints their tables and appends them to RESULTS.md."""
+
+import datetime
+import importlib
+import pkgutil
+import sys
+from pathlib import Path
+
+import jax
+
+FOLDER = Path(__file__).parent
+
+
+def main() -> None:
+    known = [m.name for m in pkgutil.iter_modules([str(FOLDER)]) if not m.name.startswith("_")]
+    for name in sys.argv[1:] or known:
+        if name not in known:
+            sys.exit(f"benchmarks: no subject {name!r}; known: {', '.join(known)}")
+        device = jax.devices()[0]
+        head = f"\n## {name}, {datetime.date.today()}, {device.device_kind} ({device.platform})\n\n"
+        table = importlib.import_module(f"benchmarks.{name}").measure()
+        print(head + table)
+        with (FOLDER / "RESULTS.md").open("a") as results:
+            results.write(head + table + "\n")
+
+
+main()
