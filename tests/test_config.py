@@ -13,9 +13,8 @@ from cm3leon_jax.config import (
     Model,
     from_dict,
     replace,
-    to_dict,
-    to_flat,
 )
+from cm3leon_jax.fields import to_dict, to_flat
 from cm3leon_jax.models.transformer import Frozen, Transformer
 from cm3leon_jax.presets import PRESETS, preset
 
@@ -63,8 +62,8 @@ SMALL = Model(
             {"train.accumulate": 7, "train.batch": 8},
             "train.batch=8: must be a multiple of train",
         ),
-        ({"train.z_loss": -1.0}, "train.z_loss=-1.0: must be >= 0"),
-        ({"train.row_length": 5000}, "train.row_length=5000: must not exceed model.context=4096"),
+        ({"objective.z_loss": -1.0}, "objective.z_loss=-1.0: >= 0"),
+        ({"data.row_length": 5000}, "data.row_length=5000: must not exceed model.context=4096"),
         ({"data.count": 0}, "data.count=0: must be > 0"),
         ({"data.held_out": 1.0}, "data.held_out=1.0: must be >= 0 and < 1"),
         ({"decode.top_p": 0.0}, "decode.top_p=0.0: must be > 0 and <= 1"),
