@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(rest)
         options.experiment = experiment
         options.run(options)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"cm3leon: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -1,5 +1,8 @@
 """Checkpoints: whole or absent, on any mesh, and never through pickle."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,3 +110,31 @@ def test_no_pickle_in_a_checkpoint(small, tmp_path):
     assert files
     # Every pickle since protocol 2 starts with byte 0x80 and ends with a full stop.
     assert not [f for f in files if (b := f.read_bytes())[:1] == b"\x80" and b[-1:] == b"."]
+
+
+FULL_DISK = """
+import resource, signal, sys
+import jax.numpy as jnp
+from cm3leon_jax.checkpoint import Checkpoints
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writes beyond the limit fail
+checkpoints = Checkpoints(sys.argv[1], keep=1)
+checkpoints.save(1, {"x": jnp.arange(50_000)}, 1)
+checkpoints._checkpointer.wait()
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    checkpoints.save(2, {"x": jnp.arange(50_000, 0, -1)}, 2)
+    checkpoints.close()
+except Exception:
+    sys.exit(7)
+"""
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
+    run = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True)
+    assert run.returncode == 7, run.stderr.decode()[-2000:]
+    state = {"x": jnp.zeros(50_000, int)}
+    mesh = make_mesh(config.Mesh(fsdp=1), jax.devices()[:1])
+    restored = Checkpoints(tmp_path, keep=1).restore(state, shardings(state, mesh))
+    assert (restored.step, restored.position) == (1, 1)
+    np.testing.assert_array_equal(restored.state["x"], np.arange(50_000))
