@@ -1,7 +1,7 @@
 # Two commands do everything from a bare Python 3.11: `make quickstart` and `make test`.
 # Both set up .venv themselves; quickstart installs the core only, test also the tools and oracles.
 
-PYTHON ?= $(firstword $(shell command -v python3.11 python3 2>/dev/null))
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 DATA ?= scenes
 ARGS ?=
 VENV := .venv
@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 .PHONY: quickstart test lint format types bench help
 
 quickstart: $(VENV)/core  ## tokenizers, training, sampling, report: DATA=scenes|emoji|FOLDER ARGS="..."
-	$(BIN)/cm3leon quickstart --data $(DATA) $(ARGS)
+	$(BIN)/cm3leon quickstart --data "$(DATA)" $(ARGS)
 
 test: $(VENV)/dev  ## all tests: ARGS="-k objective" chooses some
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
@@ -35,7 +35,7 @@ help:  ## this list
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/core: setup.py constraints.txt | $(VENV)/bin/python
 	@echo "installing the core into $(VENV) (about 0.8 GB, some minutes the first time)"

@@ -30,7 +30,7 @@ setup(
         "pillow>=12.0,<14",
         "ml-collections>=1.1,<2",
         "gin-config>=0.5,<0.6",
-        "sentencepiece>=0.2.1,<0.3",
+        "sentencepiece>=0.2.1,<0.2.3",
         "array-record>=0.8.3,<0.9",
         "tensorboardX>=2.6,<3",
         "tqdm>=4.66,<5",

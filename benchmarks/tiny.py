@@ -19,9 +19,8 @@ from cm3leon_jax.decoding.engine import draw_codes, pad_prompts
 from cm3leon_jax.decoding.logits import Sampling
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.presets import preset
-from cm3leon_jax.stages import vocabulary
 from cm3leon_jax.tokens.document import Document, Image, Text
-from cm3leon_jax.tokens.vocabulary import BREAK, EOS
+from cm3leon_jax.tokens.vocabulary import BREAK, EOS, Vocabulary
 from cm3leon_jax.training.optimizer import make_optimizer, make_schedule
 from cm3leon_jax.training.step import init_state, train_step
 
@@ -35,9 +34,7 @@ def measure() -> str:
     rows = [("matrix product, f32", f"{matmul_rate() / 1e9:.0f} GFLOP/s", "1.00")]
     rate = matmul_rate()
 
-    loader = iter(
-        token_batches(documents(), vocabulary(c), c.objective, c.train, c.data.row_length)
-    )
+    loader = iter(token_batches(documents(), c))
     batch = next(loader)
     tokens = float(batch["weights"].sum())
     seconds = median_seconds(lambda: next(loader), 50)
@@ -81,7 +78,7 @@ def documents() -> list[TokenDocument]:
     for i in range(2000):
         text = Text(rng.integers(0, c.text_pieces, rng.integers(6, 22)))
         document = Document((text, Image(rng.integers(0, c.image_codes, c.image_tokens))))
-        made.append(TokenDocument(f"{i}", document.to_ids(vocabulary(sizes)), ()))
+        made.append(TokenDocument(f"{i}", document.to_ids(Vocabulary.of(sizes.model)), ()))
     return made
 
 

@@ -11,11 +11,19 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cm3leon_jax import config, presets, recipes
 from cm3leon_jax.fields import to_flat
 
+if TYPE_CHECKING:
+    from cm3leon_jax.data.prepare import Collection
+
 Verb = Callable[[argparse.Namespace], None]
+RECIPE = (
+    "Also takes --config NAME [--config.FIELD=VALUE] or --gin_file FILE [--gin.FIELD=VALUE], with"
+    " any field that `cm3leon inspect config` lists."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         experiment, rest = recipes.from_arguments(sys.argv[1:] if arguments is None else arguments)
         options = _parser().parse_args(rest)
+        if experiment is not None and options.verb in ("sample", "evaluate"):
+            raise ValueError(f"{options.verb} takes its config from the bundle; leave --config out")
         options.experiment = experiment
         options.run(options)
     except (ValueError, OSError, FloatingPointError) as error:
@@ -41,9 +51,13 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 
     def verb(name: str, run: Verb, summary: str, example: str) -> argparse.ArgumentParser:
-        more = f"example: {example}"
-        made = verbs.add_parser(name, help=summary, description=summary, epilog=more)
-        made.set_defaults(run=run)
+        made = verbs.add_parser(
+            name,
+            help=summary,
+            description=summary if name in ("sample", "evaluate") else f"{summary} {RECIPE}",
+            epilog=f"example: {example}",
+        )
+        made.set_defaults(run=run, verb=name)
         return made
 
     def with_workdir(made: argparse.ArgumentParser) -> None:
@@ -63,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         "cm3leon quickstart --data emoji",
     )
     with_data(made)
-    made.add_argument("--workdir", type=Path, help="default: runs/quickstart")
+    made.add_argument("--workdir", type=Path, help="default: runs/quickstart, runs/emoji, ...")
 
     made = verb(
         "tokenizer",
@@ -102,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     made.add_argument("bundle", help="folder of a bundle")
     made.add_argument("prompt")
-    made.add_argument("--n", type=int, default=1)
+    made.add_argument("--n", type=int, default=1, help="pictures")
     made.add_argument("--guidance", type=float)
     made.add_argument("--temperature", type=float)
     made.add_argument("--top_p", type=float)
@@ -117,9 +131,11 @@ def _parser() -> argparse.ArgumentParser:
         "cm3leon evaluate runs/quickstart/bundle --count 512",
     )
     made.add_argument("bundle", help="folder of a bundle")
-    made.add_argument("--count", type=int, default=512)
+    made.add_argument("--count", type=_positive, default=512, help="documents")
     made.add_argument("--seed", type=int, default=0)
+    with_data(made)
     made.add_argument("--out", type=Path, help="JSON file for the scores")
+    made.add_argument("--images", type=Path, help="folder for the pictures, as FID tools want them")
 
     made = verb(
         "inspect",
@@ -128,21 +144,31 @@ def _parser() -> argparse.ArgumentParser:
         "cm3leon inspect objective --config 350m --documents 4",
     )
     made.add_argument("what", choices=("objective", "config"))
-    made.add_argument("--documents", type=int, default=1, help="caption-image pairs in a row")
-    made.add_argument("--rounds", type=int, default=2000)
-    made.add_argument("--text_tokens", type=int, default=9, help="tokens of a caption")
+    made.add_argument("--documents", type=_positive, default=1, help="caption-image pairs in a row")
+    made.add_argument("--rounds", type=_positive, default=2000, help="rows drawn")
+    made.add_argument("--text_tokens", type=_positive, default=9, help="tokens of a caption")
     return parser
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: use a whole number of at least 1")
+    return int(text)
+
+
 def _quickstart(options: argparse.Namespace) -> None:
+    from cm3leon_jax.checkpoint import read_experiment
     from cm3leon_jax.quickstart import quickstart
 
-    source = options.data or "scenes"
-    base = options.experiment or presets.for_source(source)
-    workdir = options.workdir or Path("runs") / "quickstart"
-    results = quickstart(_with_data(base, options), workdir)
-    scores = results["held_out"]
-    print(json.dumps({name: scores[name] for name in scores}, indent=2))
+    source = options.data or (options.experiment.data.source if options.experiment else "scenes")
+    name = "quickstart" if source == "scenes" else Path(source).name
+    workdir = options.workdir or Path("runs") / name
+    given = options.experiment
+    if given is None and options.data is None and (workdir / "config.json").exists():
+        given = read_experiment(workdir)
+    experiment = _with_data(given or presets.for_source(source), options)
+    scores = quickstart(experiment, workdir)["held_out"]
+    print(json.dumps(scores, indent=2))
     print(f"open {workdir / 'report.html'}")
 
 
@@ -158,22 +184,27 @@ def _tokenizer(options: argparse.Namespace) -> None:
 
 def _prepare(options: argparse.Namespace) -> None:
     from cm3leon_jax import stages
+    from cm3leon_jax.data.prepare import collect
 
-    experiment, collection = _collect(options)
+    if not options.check:
+        stages.prepare_documents(*_collect(options), options.workdir)
+        return
+    data, size = _experiment(options).data, _experiment(options).image_tokenizer.size
+    collection = collect(replace(data, max_bad_fraction=0.999), size)  # so that all are listed
+    for reason in collection.skipped.reasons:
+        print(reason)
     print(
         f"{len(collection.train)} documents to train on, {len(collection.held_out)} held out,"
         f" {len(collection.skipped.reasons)} skipped"
     )
-    for reason in collection.skipped.reasons:
-        print(f"  {reason}")
-    if not options.check:
-        stages.prepare_documents(experiment, collection, options.workdir)
+    collection.skipped.check(data.max_bad_fraction)
 
 
 def _train(options: argparse.Namespace) -> None:
     from cm3leon_jax import stages
 
     experiment = _experiment(options)
+    stages.open_workdir(experiment, options.workdir)
     print(f"bundle: {stages.train_transformer(experiment, options.workdir)}")
 
 
@@ -184,6 +215,8 @@ def _sample(options: argparse.Namespace) -> None:
     from cm3leon_jax.data.pictures import grid
     from cm3leon_jax.decoding.generator import load
 
+    if not options.out.resolve().parent.is_dir() or not options.out.suffix:
+        raise ValueError(f"--out {options.out}: name a picture file in a folder that exists")
     images = load(options.bundle).images(
         options.prompt,
         options.n,
@@ -202,17 +235,19 @@ def _evaluate(options: argparse.Namespace) -> None:
     from cm3leon_jax.checkpoint import write_json
     from cm3leon_jax.data.prepare import collect
     from cm3leon_jax.decoding.generator import load
-    from cm3leon_jax.evaluation.run import evaluate
+    from cm3leon_jax.evaluation.run import evaluate, write_images
 
+    if options.images and options.images.exists() and any(options.images.iterdir()):
+        raise ValueError(f"--images {options.images}: is not empty; name a new folder")
     generator = load(options.bundle)
-    experiment = generator.experiment
+    experiment = _with_data(generator.experiment, options)
     collection = collect(experiment.data, experiment.image_tokenizer.size)
-    scores = evaluate(
-        generator, collection.held_out, collection, options.count, options.seed
-    ).scores
-    print(json.dumps(scores, indent=2))
+    result = evaluate(generator, collection, "held_out", options.count, options.seed)
+    print(json.dumps(result.scores, indent=2))
     if options.out:
-        write_json(options.out, scores)
+        write_json(options.out, result.scores)
+    if options.images:
+        write_images(result, options.images)
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -227,9 +262,8 @@ def _inspect(options: argparse.Namespace) -> None:
 
     model = experiment.model
     pair = (Text((0,) * options.text_tokens), Image((0,) * model.image_tokens))
-    sizes = (model.specials, model.sentinels, model.text_pieces, model.image_codes)
     document = Document(pair * options.documents)
-    shares = statistics([document], Vocabulary(*sizes), experiment.objective, options.rounds)
+    shares = statistics([document], Vocabulary.of(model), experiment.objective, options.rounds)
     print(
         f"{options.rounds} rows of {options.documents} caption-image pairs"
         f" ({options.text_tokens} + {model.image_tokens} tokens), {experiment.objective}"
@@ -238,22 +272,24 @@ def _inspect(options: argparse.Namespace) -> None:
         print(f"  {name.replace('_', ' '):24} {share:7.2%}")
 
 
-def _collect(options: argparse.Namespace) -> tuple:
+def _collect(options: argparse.Namespace) -> "tuple[config.Experiment, Collection]":
+    """The experiment, now that of the work directory, and its data, read."""
+    from cm3leon_jax import stages
     from cm3leon_jax.data.prepare import collect
 
     experiment = _experiment(options)
-    return experiment, collect(experiment.data, experiment.image_tokenizer.size)
+    collection = collect(experiment.data, experiment.image_tokenizer.size)
+    stages.open_workdir(experiment, options.workdir)
+    return experiment, collection
 
 
 def _experiment(options: argparse.Namespace) -> config.Experiment:
-    from cm3leon_jax import stages
+    """From the command line, else from the work directory."""
     from cm3leon_jax.checkpoint import read_experiment
 
     if options.experiment is None and not (options.workdir / "config.json").exists():
         raise ValueError(f"{options.workdir} is new: name its experiment, --config or --gin_file")
-    experiment = _with_data(options.experiment or read_experiment(options.workdir), options)
-    stages.open_workdir(experiment, options.workdir)
-    return experiment
+    return _with_data(options.experiment or read_experiment(options.workdir), options)
 
 
 def _with_data(experiment: config.Experiment, options: argparse.Namespace) -> config.Experiment:

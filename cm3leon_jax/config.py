@@ -37,7 +37,7 @@ class Model:
     qk_norm: bool = False
     positions: Literal["learned", "rotary"] = "learned"
     rotary_base: float = 10_000.0
-    code_positions: bool = False  # adds a learned position within the image to every code
+    code_positions: bool = False  # adds to a code its learned place in its unbroken run of codes
     code_features: int = 0  # width of the tokenizer's codebook vectors in code embeddings; 0: off
     tie_embeddings: bool = True  # as OPT; not stated in the paper
     init_std: float = 0.006
@@ -48,8 +48,13 @@ class Model:
     loss_chunk: int = 512  # positions per step of the chunked cross-entropy
 
     def __post_init__(self) -> None:
-        for name in ("layers", "width", "heads", "mlp", "context", "image_tokens", "loss_chunk"):
+        sizes = ("layers", "width", "heads", "mlp", "context", "image_tokens", "loss_chunk")
+        for name in (*sizes, "sentinels", "image_codes", "init_std"):
             require(getattr(self, name) > 0, f"model.{name}", getattr(self, name), "must be > 0")
+        rule = f"must be at least 5 + model.sentinels = {5 + self.sentinels}"
+        require(self.specials >= 5 + self.sentinels, "model.specials", self.specials, rule)
+        rule = "must be at least 17: the text tokenizer's own pieces, and one letter"
+        require(self.text_pieces >= 17, "model.text_pieces", self.text_pieces, rule)
         for name in ("activation", "norm", "norm_placement", "positions", "dtype", "remat"):
             choices = typing.get_args(typing.get_type_hints(Model)[name])
             require_choice(f"model.{name}", getattr(self, name), choices)
@@ -130,19 +135,25 @@ class Optimizer:
     clip: float = 1.0  # global gradient norm; 0: off
 
     def __post_init__(self) -> None:
-        rule = "must be > 0"
-        require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, rule)
+        rule = "must be > 0 and finite"
+        holds = 0 < self.learning_rate < float("inf")
+        require(holds, "optimizer.learning_rate", self.learning_rate, rule)
         require_choice("optimizer.schedule", self.schedule, ("linear", "cosine", "constant"))
         for name in ("warmup_steps", "epsilon", "weight_decay", "clip"):
             require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), ">= 0")
-        for name in ("end_fraction", "beta1", "beta2"):
+        rule = "must be >= 0 and <= 1"
+        require(0 <= self.end_fraction <= 1, "optimizer.end_fraction", self.end_fraction, rule)
+        for name in ("beta1", "beta2"):
             value = getattr(self, name)
-            require(0 <= value <= 1, f"optimizer.{name}", value, "must lie between 0 and 1")
+            require(0 <= value < 1, f"optimizer.{name}", value, "must be >= 0 and < 1")
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """Devices along each mesh axis; one of them may be -1, 'all that are left'."""
+    """Devices along each mesh axis; one of them may be -1, 'all that are left'.
+
+    Without a -1 the first data x fsdp x tensor devices are used.
+    """
 
     data: int = 1
     fsdp: int = -1
@@ -173,6 +184,7 @@ class Train:
             require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be > 0")
         for name in ("sample_every", "save_every"):
             require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be > 0")
+        require(self.seed >= 0, "train.seed", self.seed, "must be >= 0")
         rule = f"must be a multiple of train.log_every={self.log_every}: a resumed log is whole"
         require(self.save_every % self.log_every == 0, "train.save_every", self.save_every, rule)
         rule = f"must be a multiple of train.accumulate={self.accumulate}"
@@ -278,9 +290,11 @@ class Data:
     def __post_init__(self) -> None:
         for name in ("count", "row_length"):
             require(getattr(self, name) > 0, f"data.{name}", getattr(self, name), "must be > 0")
-        for name in ("held_out", "max_bad_fraction"):
-            value = getattr(self, name)
-            require(0 <= value < 1, f"data.{name}", value, "must be >= 0 and < 1")
+        require(bool(self.source), "data.source", self.source, "use scenes, emoji or a folder")
+        require(self.seed >= 0, "data.seed", self.seed, "must be >= 0")
+        require(0 < self.held_out < 1, "data.held_out", self.held_out, "must be > 0 and < 1")
+        value = self.max_bad_fraction
+        require(0 <= value < 1, "data.max_bad_fraction", value, "must be >= 0 and < 1")
 
 
 @dataclass(frozen=True)
@@ -325,6 +339,13 @@ class Experiment:
         rule = f"must fit into model.sentinels={self.model.sentinels}"
         holds = self.objective.max_spans <= self.model.sentinels
         require(holds, "objective.max_spans", self.objective.max_spans, rule)
+        least = self.model.image_tokens + 8
+        rule = f"must hold an image and some text; use at least {least}"
+        require(self.data.row_length >= least, "data.row_length", self.data.row_length, rule)
+        room = self.model.context - self.model.image_tokens - 5
+        rule = f"a caption must fit behind its image in the context: use at most {room}"
+        longest = self.decode.text_tokens
+        require(longest <= room, "decode.text_tokens", longest, rule)
         sizes = (self.image_tokenizer.grid**2, self.image_tokenizer.codes)
         wanted = (self.model.image_tokens, self.model.image_codes)
         rule = f"must equal model.image_tokens, model.image_codes = {wanted}"
@@ -336,7 +357,8 @@ class Experiment:
 
 def from_dict(content: Mapping[str, Any]) -> Experiment:
     """The Experiment that `fields.to_dict` wrote; missing keys keep their defaults."""
-    return build(Experiment, content)
+    require(isinstance(content, Mapping), "config", content, "must be a mapping of fields")
+    return build(Experiment(), content)
 
 
 def replace(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:

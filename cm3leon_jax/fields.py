@@ -42,12 +42,12 @@ def to_flat(value: Any) -> dict[str, Any]:
     return flat(to_dict(value), "")
 
 
-def build(kind: Any, content: Mapping[str, Any], path: str = "") -> Any:
-    """Inverse of `to_dict` for a dataclass `kind`; missing keys keep their defaults.
+def build(default: Any, content: Mapping[str, Any], path: str = "") -> Any:
+    """Inverse of `to_dict`: the dataclass `default` with the fields of `content` in place.
 
     Raises ValueError for unknown keys, naming the nearest known one, and for wrong types.
     """
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(type(default))
     values: dict[str, Any] = {}
     for key, value in content.items():
         name = f"{path}{key}"
@@ -55,14 +55,15 @@ def build(kind: Any, content: Mapping[str, Any], path: str = "") -> Any:
             near = difflib.get_close_matches(key, hints, n=1)
             hint = f"did you mean {path}{near[0]}?" if near else f"known: {', '.join(hints)}"
             raise ValueError(f"{name}: unknown config key; {hint}")
-        values[key] = _convert(value, hints[key], name)
-    return kind(**values)
+        if dataclasses.is_dataclass(hints[key]):
+            require(isinstance(value, Mapping), name, value, "must be a mapping of fields")
+            values[key] = build(getattr(default, key), value, f"{name}.")
+        else:
+            values[key] = _convert(value, hints[key], name)
+    return dataclasses.replace(default, **values)
 
 
 def _convert(value: Any, hint: Any, name: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        require(isinstance(value, Mapping), name, value, "must be a mapping of fields")
-        return build(hint, value, f"{name}.")
     origin = typing.get_origin(hint)
     if origin is tuple:
         require(isinstance(value, list | tuple), name, value, "must be a list")

@@ -1,6 +1,7 @@
 """From pictures to pictures with one command: every stage, the scores, one report."""
 
 import json
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,158 +9,171 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cm3leon_jax import config, stages
+from cm3leon_jax import config, presets, stages
 from cm3leon_jax.checkpoint import write_json
 from cm3leon_jax.data.prepare import collect
 from cm3leon_jax.decoding.generator import load
 from cm3leon_jax.evaluation import report
-from cm3leon_jax.evaluation.run import Evaluation, evaluate
-from cm3leon_jax.fields import to_dict
+from cm3leon_jax.evaluation.run import MEASURES, Evaluation, evaluate
+from cm3leon_jax.fields import to_dict, to_flat
 from cm3leon_jax.training.metrics import read_metrics
 
 SCORED = 512  # held-out captions
 SHOWN = 24
+TRAINING = ("text tokenizer", "image tokenizer", "transformer")
+CURVES = {
+    "Transformer: loss in nats per token": ("transformer", "text_loss", "image_loss"),
+    "Transformer: held-out loss": ("transformer", "held_out_text_loss", "held_out_image_loss"),
+    "Image tokenizer: PSNR in dB": ("image_tokenizer", "psnr", "held_out_psnr"),
+}
 
 
 def quickstart(experiment: config.Experiment, workdir: Path) -> dict[str, Any]:
     """Runs what is not done yet and writes report.html and results.json; returns the results."""
-    stages.open_workdir(experiment, workdir)
     clock = Clock(workdir / "seconds.json")
     with clock("read"):
         collection = collect(experiment.data, experiment.image_tokenizer.size)
-    with clock("text tokenizer"):
+    stages.open_workdir(experiment, workdir)
+    with clock("text tokenizer", workdir / "text.model"):
         stages.train_text_tokenizer(experiment, collection, workdir)
-    with clock("image tokenizer"):
+    with clock("image tokenizer", workdir / "image_tokenizer" / "network"):
         stages.train_image_tokenizer(experiment, collection, workdir)
-    with clock("documents"):
+    with clock("documents", workdir / "documents" / "skipped.txt"):
         stages.prepare_documents(experiment, collection, workdir)
-    with clock("transformer"):
+    with clock("transformer", workdir / "bundle"):
         bundle = stages.train_transformer(experiment, workdir)
     with clock("evaluation"):
         generator = load(bundle)
-        held_out = evaluate(generator, collection.held_out, collection, SCORED)
-        trained = evaluate(generator, collection.train, collection, SHOWN)
+        held_out = evaluate(generator, collection, "held_out", SCORED)
+        trained = evaluate(generator, collection, "train", SHOWN)
+    logs = {name: read_metrics(workdir / name) for name in ("image_tokenizer", "transformer")}
     results = {
         "held_out": held_out.scores,
+        "trained_on": trained.scores,
         "documents": {"train": len(collection.train), "held_out": len(collection.held_out)},
-        "skipped": len(collection.skipped.reasons),
+        "skipped": len((workdir / "documents" / "skipped.txt").read_text().splitlines()),
+        "licenses": json.loads((workdir / "documents" / "licenses.json").read_text()),
         "parameters": experiment.model.parameters,
+        "last": {name: {k: v[-1][1] for k, v in log.items()} for name, log in logs.items()},
         "seconds": clock.seconds,
         "config": to_dict(experiment),
     }
     write_json(workdir / "results.json", results)
-    report.write_text(
-        workdir / "report.html", _page(experiment, workdir, results, held_out, trained)
-    )
+    page = _page(experiment, workdir, results, logs, held_out, trained)
+    report.write_text(workdir / "report.html", page)
     return results
 
 
 class Clock:
-    """Seconds by stage, kept in a file so that they add up over interruptions."""
+    """Seconds by stage in a file, so that those of an interrupted stage add up."""
 
     def __init__(self, path: Path):
         self._path = path
         self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
 
     @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        print(f"== {stage}", flush=True)
+    def __call__(self, stage: str, result: Path | None = None) -> Iterator[None]:
+        """Times a stage; one whose result is there already costs nothing."""
+        is_done = result is not None and result.exists()
+        print(f"== {stage}{': done before' if is_done else ''}", flush=True)
         start = time.perf_counter()
         try:
             yield
         finally:
-            passed = time.perf_counter() - start
-            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + passed, 2)
-            write_json(self._path, self.seconds)
+            before = self.seconds.get(stage, 0.0) if result is not None else 0.0
+            if not is_done:
+                self.seconds[stage] = round(before + time.perf_counter() - start, 1)
+            if self._path.parent.exists():
+                write_json(self._path, self.seconds)
+
+
+def stage_commands(experiment: config.Experiment, workdir: Path) -> list[str]:
+    """One command per stage that make the same again in another folder."""
+    source = experiment.data.source
+    preset = presets.name_for_source(source)
+    usual, here = to_flat(presets.for_source(source)), to_flat(experiment)
+    changes = [f"--config.{name}={here[name]}" for name in here if here[name] != usual[name]]
+    recipe = shlex.join(["--config", preset, "--data", source, *changes])
+    folder = shlex.quote(f"{workdir}-again")
+    bundle = shlex.quote(f"{workdir}-again/bundle")
+    return [
+        f"cm3leon tokenizer text {recipe} --workdir {folder}",
+        f"cm3leon tokenizer image --workdir {folder}",
+        f"cm3leon prepare --workdir {folder}",
+        f"cm3leon train --workdir {folder}",
+        f"cm3leon evaluate {bundle} --data {shlex.quote(source)}",
+        f'cm3leon sample {bundle} "..." --n 8 --out grid.png',
+    ]
 
 
 def _page(
     experiment: config.Experiment,
     workdir: Path,
     results: Mapping[str, Any],
+    logs: Mapping[str, Any],
     held_out: Evaluation,
     trained: Evaluation,
 ) -> str:
-    source = experiment.data.source
-    pairs = lambda first, second: [[a, b] for a, b in zip(first, second)]  # noqa: E731
-    wanted_drawn = pairs(held_out.truths, held_out.drawn)
-    logs = {name: read_metrics(workdir / name) for name in ("image_tokenizer", "transformer")}
-
-    def lines(folder: str, *names: str) -> dict[str, list[tuple[int, float]]]:
-        return {name: logs[folder].get(name, []) for name in names}
-
     seconds = results["seconds"]
-    count = results["documents"]["train"]
+    minutes = sum(seconds.get(stage, 0) for stage in TRAINING) / 60
+    summary = (
+        f"{results['parameters']:,} parameters, trained from nothing on"
+        f" {results['documents']['train']:,} documents in {minutes:.1f} minutes. Held-out documents"
+        " are chosen by a hash of their id and are never trained on."
+    )
+    if experiment.data.source == "emoji":
+        summary += (
+            " Many held-out emoji have a sibling of another skin tone in training; the others show"
+            " things that the model has never seen."
+        )
+    captions = [
+        ([image], f"{text} (true: {truth})")
+        for image, text, truth in zip(held_out.truths, held_out.captions, held_out.prompts)
+    ]
+    drawings = [
+        report.curves(title, {name: logs[folder].get(name, []) for name in names})
+        for title, (folder, *names) in CURVES.items()
+    ]
     return report.page(
-        f"CM3Leon quickstart: {Path(source).name}",
+        f"CM3Leon quickstart: {Path(experiment.data.source).name}",
         [
-            report.paragraph(
-                f"{results['parameters']:,} parameters, trained from nothing on {count:,} documents"
-                f" in {sum(seconds.values()) / 60:.1f} minutes on this machine. Held-out documents,"
-                " chosen by a hash of their id, were never trained on."
-            ),
+            report.paragraph(summary),
             report.section(
                 "Scores on held-out documents",
                 report.table(("measure", "value", "95 % interval"), _rows(held_out.scores)),
+                *(report.paragraph(f"{name}: {meaning}") for name, meaning in MEASURES.items()),
             ),
             report.section(
                 "Reconstructions: original, then decoded from its codes",
-                report.cards(_items(pairs(held_out.truths, held_out.reconstructions), held_out)),
+                _cards(held_out, held_out.reconstructions),
             ),
             report.section(
                 "Text to image, held-out captions: the real picture, then the drawn one",
-                report.cards(_items(wanted_drawn, held_out)),
+                _cards(held_out, held_out.drawn),
             ),
             report.section(
                 "Text to image, captions from training: the real picture, then the drawn one",
-                report.cards(_items(pairs(trained.truths, trained.drawn), trained)),
+                _cards(trained, trained.drawn),
             ),
             report.section(
-                "Image to text, held-out pictures",
-                report.cards(
-                    [([image], text) for image, text in zip(held_out.truths, held_out.captions)][
-                        :SHOWN
-                    ]
-                ),
+                "Image to text, held-out pictures: what the model says",
+                report.cards(captions[:SHOWN]),
             ),
+            report.section("Curves", *drawings),
             report.section(
-                "Curves",
-                report.curves(
-                    "Transformer: loss in nats per token",
-                    lines("transformer", "text_loss", "image_loss"),
-                ),
-                report.curves(
-                    "Transformer: held-out loss",
-                    lines("transformer", "held_out_text_loss", "held_out_image_loss"),
-                ),
-                report.curves(
-                    "Image tokenizer: PSNR in dB", lines("image_tokenizer", "psnr", "held_out_psnr")
-                ),
-            ),
-            report.section(
-                "The same in single commands",
-                report.commands(stage_commands(workdir)),
+                "The same again, stage by stage",
+                report.commands(stage_commands(experiment, workdir)),
                 report.table(("stage", "seconds"), list(seconds.items())),
             ),
         ],
     )
 
 
-def stage_commands(workdir: Path) -> list[str]:
-    """One command per stage; they share the config that stands in the work directory."""
-    return [
-        f"cm3leon tokenizer text --workdir {workdir}",
-        f"cm3leon tokenizer image --workdir {workdir}",
-        f"cm3leon prepare --workdir {workdir}",
-        f"cm3leon train --workdir {workdir}",
-        f"cm3leon evaluate {workdir / 'bundle'}",
-        f'cm3leon sample {workdir / "bundle"} "..." --n 8 --out grid.png',
-    ]
-
-
-def _items(pictures: list[list[np.ndarray]], evaluation: Evaluation) -> list[Any]:
-    return list(zip(pictures, evaluation.prompts))[:SHOWN]
+def _cards(evaluation: Evaluation, made: NDArray[np.uint8]) -> str:
+    triples = zip(evaluation.truths, made, evaluation.prompts)
+    return report.cards([([truth, image], text) for truth, image, text in triples][:SHOWN])
 
 
 def _rows(scores: Mapping[str, Any], prefix: str = "") -> list[tuple[object, ...]]:

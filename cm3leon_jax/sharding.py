@@ -38,15 +38,20 @@ COMPUTE: Rules = {
 
 
 def make_mesh(sizes: config.Mesh, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """Returns the mesh data x fsdp x tensor over `devices` (all of them by default)."""
+    """Returns the mesh data x fsdp x tensor over `devices` (all of this program by default).
+
+    Without a -1 among the sizes the first devices are taken, as many as the product says.
+    """
     devices = jax.devices() if devices is None else devices
     shape = [sizes.data, sizes.fsdp, sizes.tensor]
     given = int(np.prod([n for n in shape if n != -1]))
-    if len(devices) % given or (-1 not in shape and given != len(devices)):
+    if given > len(devices) or (-1 in shape and len(devices) % given):
         raise ValueError(
-            f"mesh (data, fsdp, tensor)={tuple(shape)}: the product must be the number of devices,"
-            f" {len(devices)}; set one axis to -1 to take what is left"
+            f"mesh (data, fsdp, tensor)={tuple(shape)}: the product must fit the number of devices,"
+            f" {len(devices)}; use smaller numbers, or -1 for one axis that takes what is left"
         )
+    if -1 not in shape:
+        devices = devices[:given]
     shape = [len(devices) // given if n == -1 else n for n in shape]
     axes = ("data", "fsdp", "tensor")
     return jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * 3, devices=devices)

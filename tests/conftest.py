@@ -10,8 +10,8 @@ import pytest
 
 from cm3leon_jax import config
 from cm3leon_jax.data.shards import TokenDocument
-from cm3leon_jax.stages import vocabulary
 from cm3leon_jax.tokens.document import Document, Image, Text
+from cm3leon_jax.tokens.vocabulary import Vocabulary
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -67,6 +67,6 @@ def make_documents(c: config.Experiment, count: int = 40) -> list[TokenDocument]
     for i in range(count):
         text = rng.integers(0, c.model.text_pieces, rng.integers(2, 9))
         codes = rng.integers(0, c.model.image_codes, c.model.image_tokens)
-        ids = Document((Text(text), Image(codes))).to_ids(vocabulary(c))
+        ids = Document((Text(text), Image(codes))).to_ids(Vocabulary.of(c.model))
         made.append(TokenDocument(f"document-{i}", ids, ()))
     return made

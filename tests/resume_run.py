@@ -11,10 +11,9 @@ from cm3leon_jax import config
 from cm3leon_jax.checkpoint import save_network
 from cm3leon_jax.data.loader import token_batches
 from cm3leon_jax.sharding import make_mesh
-from cm3leon_jax.stages import vocabulary
 from cm3leon_jax.training.loop import fit
 from cm3leon_jax.training.optimizer import make_optimizer, make_schedule
-from cm3leon_jax.training.step import init_sharded, init_state, train_step
+from cm3leon_jax.training.step import init_state, train_step
 
 
 def main(folder: Path, steps: int) -> None:
@@ -22,12 +21,9 @@ def main(folder: Path, steps: int) -> None:
     mesh = make_mesh(config.Mesh(fsdp=1), jax.devices()[:1])
     optimizer = make_optimizer(c.optimizer, c.train.steps)
     init = lambda key: init_state(c, optimizer, key)  # noqa: E731
-    state = init_sharded(init, jax.random.key(0), mesh)
     step = partial(train_step, c, optimizer, make_schedule(c.optimizer, c.train.steps))
-    batches = token_batches(
-        make_documents(c), vocabulary(c), c.objective, c.train, c.data.row_length
-    )
-    state = fit(step, state, batches, c.train, mesh, folder)
+    batches = token_batches(make_documents(c), c)
+    state = fit(step, init, batches, c.train, mesh, folder)
     save_network(folder / "final", {"state": state, "position": jax.numpy.array(batches.position)})
 
 

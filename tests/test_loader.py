@@ -9,15 +9,12 @@ from conftest import make_documents
 
 from cm3leon_jax import config
 from cm3leon_jax.data.loader import image_batches, token_batches
-from cm3leon_jax.stages import vocabulary
 from cm3leon_jax.tokens.objective import restore
-from cm3leon_jax.tokens.vocabulary import BREAK, EOS, EOSS
+from cm3leon_jax.tokens.vocabulary import BREAK, EOS, EOSS, Vocabulary
 
 
 def stream(c: config.Experiment, count: int = 40):
-    return token_batches(
-        make_documents(c, count), vocabulary(c), c.objective, c.train, c.data.row_length
-    )
+    return token_batches(make_documents(c, count), c)
 
 
 def examples(batch: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -60,7 +57,7 @@ def test_every_document_is_read_once_an_epoch_and_masked_anew(small):
         for row, (start, stop) in enumerate(zip(before, loader.position)):
             for k in range(start, stop):
                 rotated = next(read)
-                original = restore(rotated.astype(np.uint32), vocabulary(c)).tobytes()
+                original = restore(rotated.astype(np.uint32), Vocabulary.of(c.model)).tobytes()
                 epoch = (k * 4 + row) // 40
                 if epoch < 2:
                     epochs[epoch][original] += 1
@@ -79,7 +76,7 @@ def test_nothing_is_cut(small):
         for ids in examples(batch):
             assert ids[0] == EOS
             assert ids[-1] in (EOS, EOSS)
-            images = "".join("i" if vocabulary(c).is_image(i) else "." for i in ids)
+            images = "".join("i" if Vocabulary.of(c.model).is_image(i) else "." for i in ids)
             assert images.count("i") == c.model.image_tokens
             assert np.sum(ids == BREAK) == 1
 

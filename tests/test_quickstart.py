@@ -74,7 +74,10 @@ def test_sample_and_evaluate_open_the_bundle(run, tmp_path, capsys):
                  "--out", str(out)]) == 0  # fmt: skip
     assert Image.open(out).size[0] > 3 * 32
     capsys.readouterr()
-    assert main(["evaluate", bundle, "--count", "4"]) == 0
+    images = tmp_path / "images"
+    assert main(["evaluate", bundle, "--count", "4", "--images", str(images)]) == 0
+    for part in ("real", "reconstructed", "drawn"):
+        assert len(list((images / part).glob("*.png"))) == 4
     scores = json.loads(capsys.readouterr().out)
     assert scores["count"] == 4
     assert main(["sample", bundle, "a ring", "--n", "0"]) == 2

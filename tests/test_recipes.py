@@ -1,6 +1,7 @@
 """recipes.py: both front ends give the shipped experiments, and their errors are one clear line."""
 
 import dataclasses
+import functools
 import shutil
 import subprocess
 import sys
@@ -53,8 +54,9 @@ def test_experiment_gin_wires_every_part(tmp_path):
     places = list(parts(Experiment))
     lines = ""
     for place, kind in places:  # a binding of the default value is legal only where wired
-        entry = dataclasses.fields(kind)[0]
-        lines += f"{'/'.join(place)}/config.{kind.__name__}.{entry.name} = {entry.default!r}\n"
+        entry = dataclasses.fields(kind)[0].name
+        value = getattr(functools.reduce(getattr, place, Experiment()), entry)
+        lines += f"{'/'.join(place)}/config.{kind.__name__}.{entry} = {value!r}\n"
     assert len(places) >= 8
     assert read(tmp_path, WIRED + lines) == Experiment()
 
@@ -67,9 +69,9 @@ def test_names_are_found_from_any_folder(tmp_path, monkeypatch):
 
 
 def test_later_files_win_and_macros_work(tmp_path):
-    (tmp_path / "more.gin").write_text(HEAD + "ROW = 2048\ntrain/config.Train.row_length = %ROW\n")
+    (tmp_path / "more.gin").write_text(HEAD + "ROW = 2048\ndata/config.Data.row_length = %ROW\n")
     experiment = recipes.from_gin(["models/350m.gin", str(tmp_path / "more.gin")])
-    assert experiment == replace(preset("350m"), {"train.row_length": 2048})
+    assert experiment == replace(preset("350m"), {"data.row_length": 2048})
 
 
 def test_an_unscoped_binding_holds_wherever_the_part_is_used(tmp_path):

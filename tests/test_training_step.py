@@ -12,7 +12,6 @@ from conftest import make_documents
 from cm3leon_jax import config
 from cm3leon_jax.data.loader import token_batches
 from cm3leon_jax.sharding import make_mesh, shardings
-from cm3leon_jax.stages import vocabulary
 from cm3leon_jax.training.optimizer import make_optimizer, make_schedule
 from cm3leon_jax.training.step import (
     TrainState,
@@ -38,9 +37,7 @@ def prepare(c: config.Experiment, mesh: jax.sharding.Mesh | None = None):
     return (
         state,
         step,
-        iter(
-            token_batches(make_documents(c), vocabulary(c), c.objective, c.train, c.data.row_length)
-        ),
+        iter(token_batches(make_documents(c), c)),
     )
 
 
@@ -118,9 +115,7 @@ def test_training_overfits(small):
     c = config.replace(small, {"train.steps": 150, "objective.rate": 0.0, "train.batch": 2})
     documents = make_documents(c, 4)
     state, step, _ = prepare(c)
-    batch = next(
-        iter(token_batches(documents, vocabulary(c), c.objective, c.train, c.data.row_length))
-    )
+    batch = next(iter(token_batches(documents, c)))
     for _ in range(150):
         state, metrics = step(state, batch)
     # What cannot be known is which document starts: log(4) per document.

@@ -118,8 +118,11 @@ def _draw_all(font: Path) -> Iterator[tuple[str, Image.Image]]:
     from emoji import EMOJI_DATA, STATUS
 
     if not features.check("raqm"):
-        raise RuntimeError("Pillow cannot lay out emoji: install the package libfribidi0 (raqm)")
-    face = ImageFont.truetype(str(font), STRIKE, layout_engine=ImageFont.Layout.RAQM)
+        raise ValueError("Pillow cannot lay out emoji: install the package libfribidi0 (raqm)")
+    try:
+        face = ImageFont.truetype(str(font), STRIKE, layout_engine=ImageFont.Layout.RAQM)
+    except OSError as error:
+        raise ValueError(f"{font}: not an emoji font that Pillow can read ({error})") from error
     seen: set[bytes] = set()
     qualified = STATUS["fully_qualified"]
     sequences = [sequence for sequence, fact in EMOJI_DATA.items() if fact["status"] == qualified]

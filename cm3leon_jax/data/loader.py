@@ -57,39 +57,34 @@ class Stream:
                 yield batch
 
 
-def token_batches(
-    documents: Documents,
-    vocabulary: Vocabulary,
-    objective: config.Objective,
-    train: config.Train,
-    row_length: int,
-) -> Stream:
+def token_batches(documents: Documents, c: config.Experiment) -> Stream:
     """Masked and packed rows, all [B T]: tokens targets weights segments positions.
 
     Every epoch is shuffled and masked anew. Example k of row r is the document at place k * B + r
     of the endless shuffled sequence; the position is each row's k.
     """
-    count, rows = len(documents), train.batch
+    count, rows, length = len(documents), c.train.batch, c.data.row_length
+    vocabulary, objective = Vocabulary.of(c.model), c.objective
     if count == 0:
         raise ValueError("data: there are no training documents; check data.source and data.count")
 
     @lru_cache(maxsize=4 * rows)  # an example that did not fit is the next row's first
     def example(place: int) -> Example:
         epoch, index = divmod(place, count)
-        document = documents[int(shuffled(train.seed, epoch, count)[index])]
-        rng = rng_for(train.seed, epoch, index)
-        ids = rotate(document.ids, vocabulary, rng, objective, max_length=row_length + 1)
+        document = documents[int(shuffled(c.train.seed, epoch, count)[index])]
+        rng = rng_for(c.train.seed, epoch, index)
+        ids = rotate(document.ids, vocabulary, rng, objective, max_length=length + 1)
         return Example(ids, token_weights(ids, vocabulary, objective))
 
     def make(position: list[int]) -> tuple[Batch, list[int]]:
         filled, after = [], []
         for row, taken in enumerate(position):
             examples: list[Example] = []
-            room = row_length
+            room = length
             while (coming := example((taken + len(examples)) * rows + row)).size <= room:
                 examples.append(coming)
                 room -= coming.size
-            filled.append(fill_row(examples, row_length))
+            filled.append(fill_row(examples, length))
             after.append(taken + len(examples))
         return stack(filled), after
 

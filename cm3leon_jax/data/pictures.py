@@ -7,6 +7,7 @@ cannot be read faithfully raises `BadPicture` instead of giving grey or half an 
 import contextlib
 import io
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -76,7 +77,9 @@ def _open(source: Path | bytes) -> BinaryIO:
 def _reading() -> Iterator[None]:
     """Turns whatever a decoder throws at a hostile file into BadPicture."""
     try:
-        yield
+        with warnings.catch_warnings():  # our limit stands before Pillow's warning
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            yield
     except BadPicture:
         raise
     except Image.DecompressionBombError as error:

@@ -31,7 +31,9 @@ class Example:
 
     id: str
     segments: tuple[str | NDArray[np.uint8], ...]
-    source: str = ""
+    license: str = ""
+    source_url: str = ""
+    origin: str = ""  # for messages
 
     @property
     def texts(self) -> list[str]:
@@ -69,23 +71,29 @@ def collect(data: config.Data, size: int) -> Collection:
     train: list[Example] = []
     held_out: list[Example] = []
     for record in islice(read_records(data, size, skipped), data.count):
+        origin = record.origin or record.id
         try:
             segments = tuple(
                 part if isinstance(part, str) else open_picture(part, size)
                 for part in record.segments
             )
+            if not any(isinstance(part, str) for part in segments):
+                raise BadPicture("no text: question, answer and instruction are not trained on yet")
         except BadPicture as error:
-            skipped.add(record.origin or record.id, str(error))
+            skipped.add(origin, str(error))
             skipped.check_early(data.max_bad_fraction)
             continue
-        side = held_out if sources.is_held_out(record.id, data.held_out) else train
-        side.append(Example(record.id, segments, record.source_url))
+        side = held_out if sources.is_held_out(record.group, data.held_out) else train
+        side.append(Example(record.id, segments, record.license, record.source_url, origin))
+    skipped.seen = max(skipped.seen, len(train) + len(held_out) + len(skipped.reasons))
     skipped.check(data.max_bad_fraction)
-    if not train or not held_out:
-        raise ValueError(
-            f"data.source={data.source!r}: {len(train)} documents to train on and"
-            f" {len(held_out)} held out (data.held_out={data.held_out}); both must be > 0"
-        )
+    for name, side in (("to train on", train), ("held out", held_out)):
+        if not any(example.texts and example.images for example in side):
+            raise ValueError(
+                f"data.source={data.source!r}: of {len(train) + len(held_out)} documents none"
+                f" {name} has a text and a picture; give more documents, or another share with"
+                f" --config.data.held_out (now {data.held_out})"
+            )
     return Collection(train, held_out, skipped)
 
 
@@ -95,16 +103,33 @@ def captioned(examples: Sequence[Example], count: int) -> tuple[list[str], NDArr
     return [e.texts[0] for e in both], np.array([e.images[0] for e in both], np.uint8)
 
 
+def keep_fitting(
+    examples: Sequence[Example],
+    text: TextTokenizer,
+    experiment: config.Experiment,
+    skipped: Skipped,
+) -> list[Example]:
+    """The examples that fit a row whole; the others are skipped and listed."""
+    places, kept = experiment.data.row_length, []
+    for example in examples:
+        sizes = [len(text.encode(part)) for part in example.texts]
+        sizes += [experiment.model.image_tokens] * len(example.images)
+        length = sum(sizes) + len(sizes)  # read: all but the closing <eos>
+        if length <= places:
+            kept.append(example)
+        else:
+            skipped.add(example.origin, f"{length} tokens, data.row_length={places}: shorten it")
+    return kept
+
+
 def tokenize(
     examples: Sequence[Example],
     text: TextTokenizer,
     encode: Encode,
-    vocabulary: Vocabulary,
-    image_tokens: int,
-    longest: int,
-    skipped: Skipped,
+    model: config.Model,
 ) -> Iterator[TokenDocument]:
-    """Token documents in order; one longer than `longest` ids is skipped and listed."""
+    """Token documents, in order."""
+    vocabulary = Vocabulary.of(model)
     for chunk in _chunks(examples, 256):
         images = [image for example in chunk for image in example.images]
         codes = iter(encode(np.stack(images)) if images else ())
@@ -115,12 +140,8 @@ def tokenize(
                     for part in example.segments
                 )
             )
-            ids = document.to_ids(vocabulary, image_tokens)
-            if len(ids) > longest:
-                reason = f"{len(ids)} tokens exceed data.row_length + 1 = {longest}"
-                skipped.add(example.id, reason)
-                continue
-            yield TokenDocument(example.id, ids, tuple(spans(ids, vocabulary)), example.source)
+            ids = document.to_ids(vocabulary, model.image_tokens)
+            yield TokenDocument(example.id, ids, tuple(spans(ids, vocabulary)), example.source_url)
 
 
 def _chunks(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:

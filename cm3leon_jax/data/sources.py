@@ -46,9 +46,12 @@ class Record:
     license: str = ""
     source_url: str = ""
     origin: str = ""
+    group: str = ""  # records of one group stay on one side of the held-out split; default: the id
 
     def __post_init__(self) -> None:
         _check_text("id", self.id)
+        if not self.group:
+            object.__setattr__(self, "group", self.id)
         if not isinstance(self.segments, tuple) or not self.segments:
             raise ValueError(f"segments={self.segments!r}: give a tuple with one segment or more")
         for i, segment in enumerate(self.segments):
@@ -61,8 +64,8 @@ class Record:
         if (self.question is None) != (self.answer is None):
             raise ValueError("question and answer come together: give both or neither")
         for name in ("license", "source_url", "origin"):
-            if not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name}={getattr(self, name)!r} is not text: give a string")
+            if getattr(self, name) != "":
+                _check_text(name, getattr(self, name))
 
 
 def is_held_out(id: str, fraction: float = 0.05) -> bool:
@@ -124,7 +127,7 @@ def read_folder(
     ([["cat", [x0, y0, x1, y1]], ...] in pixels), "question" with "answer", "instruction",
     "license", "source_url". An image path is relative to the folder and may not leave it. A record
     without "id" is named after its content, so it stays on its side of the held-out split when
-    lines are moved.
+    lines are moved. Lines that show the same first picture are one group: they stay together.
 
     Without JSONL files, every picture `x.png` beside its caption `x.txt`, in subfolders too; the id
     is the path without its suffix. Hidden files are passed over.
@@ -134,7 +137,9 @@ def read_folder(
     """
     root = Path(root)
     if not root.exists():
-        raise FileNotFoundError(f"no such folder or JSONL file: {root}")
+        raise FileNotFoundError(f"no such folder or JSONL file: {root}; give one with --data")
+    if root.is_file() and root.suffix != ".jsonl":
+        raise ValueError(f"{root}: give a folder, or a .jsonl file")
     tables = [root] if root.is_file() else sorted(root.glob("[!.]*.jsonl"))
     folder = (root.parent if root.is_file() else root).resolve()
     entries = _read_tables(tables, folder) if tables else _read_pairs(folder)
@@ -219,9 +224,11 @@ def _to_record(entry: Any, folder: Path, origin: str) -> Record:
     boxes = entry.get("boxes", [])
     if not isinstance(boxes, list):
         raise ValueError(f"boxes={boxes!r} is not a list: give [[label, [x0, y0, x1, y1]], ...]")
+    segments = tuple(_to_segment(part, folder) for part in _list_parts(entry))
+    pictures = [part.relative_to(folder).as_posix() for part in segments if isinstance(part, Path)]
     return Record(
         id=entry["id"] if "id" in entry else _name_content(entry),
-        segments=tuple(_to_segment(part, folder) for part in _list_parts(entry)),
+        segments=segments,
         boxes=tuple((b[0], tuple(b[1])) if _is_pair(b) else b for b in boxes),
         question=entry.get("question"),
         answer=entry.get("answer"),
@@ -229,6 +236,7 @@ def _to_record(entry: Any, folder: Path, origin: str) -> Record:
         license=entry.get("license", ""),
         source_url=entry.get("source_url", ""),
         origin=origin,
+        group=pictures[0] if pictures else "",
     )
 
 

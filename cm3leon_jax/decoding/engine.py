@@ -108,19 +108,25 @@ def draw_codes(
     return jnp.concatenate([codes.T, last[:, None]], axis=1)
 
 
-@partial(jax.jit, static_argnames="limit")
+@partial(jax.jit, static_argnames=("limit", "pieces"))
 def draw_text(
-    model: Transformer, prompts: Prompts, keys: jax.Array, sampling: Sampling, limit: int
+    model: Transformer,
+    prompts: Prompts,
+    keys: jax.Array,
+    sampling: Sampling,
+    limit: int,
+    pieces: int,
 ) -> jax.Array:
     """Fills a text hole after every prompt, which ends in its sentinel; keys [B].
 
-    Returns ids [B limit], padded with <pad> after the fill. Only text pieces may be drawn, and
-    <eoss> once there is at least one; a row that reaches the limit simply ends there.
+    Returns ids [B limit], padded with <pad> after the fill. Only the `pieces` that the text
+    tokenizer has may be drawn, and <eoss> once there is at least one; a row that reaches the limit
+    simply ends there.
     """
     rows = len(keys)
     vocabulary = model.head_table()
-    first, stop = model.config.specials, model.image_start
-    head = jnp.concatenate([vocabulary[EOSS : EOSS + 1], vocabulary[first:stop]])
+    first = model.config.specials
+    head = jnp.concatenate([vocabulary[EOSS : EOSS + 1], vocabulary[first : first + pieces]])
     decoder, logits, cache = _prefill(model, prompts, head, limit)
     length = prompts.tokens.shape[1]
 

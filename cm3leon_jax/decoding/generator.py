@@ -31,15 +31,18 @@ from cm3leon_jax.tokens.text import TextTokenizer
 from cm3leon_jax.tokens.vocabulary import BREAK, EOS, EOSS, PAD, Vocabulary
 
 HOLE = "<mask>"
-ROWS = 128  # samples decoded together; more run one batch after the other
+ROWS = 128  # samples decoded together at most; more run one batch after the other
+CACHE = 2**31  # bytes of key-value cache that such a batch may take
 
 Picture = Pillow.Image | np.ndarray | str | Path | bytes
 
 
 def load(bundle: PathLike) -> "Generator":
-    """Opens a bundle, a local folder or gs:// path, on all devices of this process."""
+    """Opens a bundle, a local folder or gs:// path, on the first device of this process."""
     experiment = read_experiment(bundle)
     mesh = make_mesh(config.Mesh(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    text = TextTokenizer((local(bundle) / "text.model").read_bytes())
+    text.check_fits(Vocabulary.of(experiment.model))
     key = jax.random.key(0)
 
     def read(name: str, build: Callable[[jax.Array], Any]) -> Any:
@@ -48,7 +51,7 @@ def load(bundle: PathLike) -> "Generator":
 
     return Generator(
         experiment,
-        TextTokenizer.load(str(local(bundle) / "text.model")),
+        text,
         read("transformer", lambda key: Transformer(experiment.model, rngs=nnx.Rngs(key))),
         read("image_tokenizer", lambda key: VQGAN(experiment.image_tokenizer, rngs=nnx.Rngs(key))),
     )
@@ -82,6 +85,7 @@ class Generator:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         _require(bool(prompts) and all(p.strip() for p in prompts), "prompt", prompt, "some text")
         _require(n >= 1, "n", n, "at least 1")
+        _require(0 <= seed < 2**63, "seed", seed, "0 or more, below 2**63")
         defaults = self.experiment.decode
         scale = defaults.guidance if guidance is None else guidance
         _require(scale >= 0, "guidance", scale, "0 or more")
@@ -129,11 +133,15 @@ class Generator:
         holes = [
             isinstance(segment, Text)
             for segment in document.segments
-            for value in (segment.ids if isinstance(segment, Text) else segment.codes)
+            for value in _values(segment)
             if value == MASK
         ]
         _require(bool(holes), "document", document, f"a document with a hole, {HOLE} in a text")
         _require(all(holes), "document", document, "holes in texts only")
+        known = all(MASK not in _values(s) for d in document.retrieved for s in d.segments)
+        _require(known, "document.retrieved", document.retrieved, "documents without holes")
+        most = self.experiment.objective.max_spans
+        _require(len(holes) <= most, "holes", len(holes), f"at most {most}, as in training")
         fills: list[tuple[int, ...]] = []
         for _ in holes:
             fills.append(self._fill_next([document], [fills], temperature, seed)[0])
@@ -176,8 +184,7 @@ class Generator:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        model = self.experiment.model
-        return Vocabulary(model.specials, model.sentinels, model.text_pieces, model.image_codes)
+        return Vocabulary.of(self.experiment.model)
 
     def _fill_next(
         self,
@@ -198,7 +205,7 @@ class Generator:
             prompts.append(_ids(*ids, [self.vocabulary.mask(len(done))]))
 
         def decode(prompts: Prompts, keys: jax.Array) -> jax.Array:
-            return draw_text(self.transformer, prompts, keys, sampling, limit)
+            return draw_text(self.transformer, prompts, keys, sampling, limit, self.text.pieces)
 
         drawn = self._in_batches([prompts], decode, 1, seed, limit)
         return [tuple(self.vocabulary.pieces(row[row != PAD]).tolist()) for row in drawn]
@@ -219,8 +226,11 @@ class Generator:
                 f"a prompt of {longest} tokens and {new_tokens} new ones exceed"
                 f" model.context={context}; shorten the text"
             )
-        rows = min(total, ROWS)
         padded = pad_prompts(streams)
+        slots = padded.tokens.shape[1] + new_tokens
+        form = jax.eval_shape(lambda: self.transformer.empty_cache(len(streams), slots))
+        row_bytes = sum(x.size * x.dtype.itemsize for x in form)
+        rows = min(total, ROWS, max(1, CACHE // row_bytes))
         tokens = padded.tokens.reshape(len(streams), total, -1)
         start = padded.start.reshape(len(streams), total)
         keys = jax.vmap(_row_key, (None, 0, 0))(
@@ -254,6 +264,10 @@ class Generator:
         for value in ids:
             parts.append([]) if value == MASK else parts[-1].append(value)
         return HOLE.join(self.text.decode(part) for part in parts)
+
+
+def _values(segment: Text | Image) -> tuple[int, ...]:
+    return segment.ids if isinstance(segment, Text) else segment.codes
 
 
 def _row_key(key: jax.Array, prompt: jax.Array, number: jax.Array) -> jax.Array:

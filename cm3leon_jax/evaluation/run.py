@@ -7,16 +7,32 @@ error, over the whole collection) carries the caption that was asked for.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cm3leon_jax.data.prepare import Collection, Example, captioned
+from cm3leon_jax.data.pictures import to_png
+from cm3leon_jax.data.prepare import Collection, captioned, keep_fitting
 from cm3leon_jax.data.scene_text import parse_caption
+from cm3leon_jax.data.scenes import LAYOUTS
+from cm3leon_jax.data.sources import Skipped
 from cm3leon_jax.decoding.generator import Generator
 from cm3leon_jax.evaluation import scenes
 from cm3leon_jax.models.image_codes import decode_codes, encode_pictures
+
+GALLERY = 4096  # real pictures compared at once: bounds the memory
+MEASURES = {
+    "captions in training": "share of these captions that a training document has, word for word",
+    "reconstruction psnr": "dB between pictures and what the image tokenizer makes of their codes",
+    "codes used": "share of the codebook that these pictures need",
+    "captions equal": "share of pictures whose caption the model writes word for word",
+    "nearest": "share of drawn pictures whose nearest real picture has the caption asked for",
+    "exact": "everything asked for is there and nothing else, background included",
+    "objects": "objects right in place, shape, colour and size, of those asked for or drawn",
+    "attributes": "mean of presence, shape, colour, size and background",
+}
 
 
 @dataclass(frozen=True)
@@ -33,39 +49,73 @@ class Evaluation:
 
 def evaluate(
     generator: Generator,
-    examples: Sequence[Example],
     collection: Collection,
+    side: Literal["held_out", "train"],
     count: int,
     seed: int = 0,
 ) -> Evaluation:
-    """Scores `count` examples with the bundle's own sampling settings, one sample each."""
-    prompts, truths = captioned(examples, count)
+    """Scores the first `count` captioned pictures of a side, one sample each, with the bundle's own
+    sampling settings. Documents that training would skip for their length are left out."""
+    if count < 1:
+        raise ValueError(f"count={count}: score at least 1 document")
+    examples = collection.held_out if side == "held_out" else collection.train
+    fitting = keep_fitting(examples, generator.text, generator.experiment, Skipped())
+    prompts, truths = captioned(fitting, count)
+    if not prompts:
+        raise ValueError(f"{side}: no document with a text and a picture fits data.row_length")
     codes = encode_pictures(generator.image_tokenizer, truths)
     again = decode_codes(generator.image_tokenizer, codes)
     drawn = np.stack([np.asarray(image) for image in generator.images(prompts, seed=seed)])
     captions = generator.caption(list(truths), seed=seed)
     assert isinstance(captions, list)
+    known = {text for example in collection.train for text in example.texts}
     scores: dict[str, Any] = {
         "count": len(prompts),
         "seed": seed,
+        "captions_in_training": float(np.mean([prompt in known for prompt in prompts])),
         "reconstruction_psnr": psnr(truths, again),
         "codes_used": len(np.unique(codes)) / generator.experiment.model.image_codes,
         "captions_equal": float(np.mean([a == b for a, b in zip(captions, prompts)])),
     }
     if generator.experiment.data.source == "scenes":
-        grid = 2 if truths.shape[1] == 32 else 3
-        wanted = [parse_caption(prompt, grid) for prompt in prompts]
-        known = [scene for scene in wanted if scene is not None]
-        if len(known) < len(wanted):
-            raise ValueError("a caption of scenes cannot be parsed; was the bundle trained on it?")
-        scores["reconstructions"] = scenes.score_images(again, known)
-        scores["images"] = scenes.score_images(drawn, known)
-        scores["captions"] = scenes.score_captions(captions, known)
+        scores |= score_scenes(prompts, again, drawn, captions)
     else:
-        real = captioned([*collection.train, *collection.held_out], len(collection.train) * 2)
+        real = captioned([*collection.train, *collection.held_out], len(known) + len(examples))
         scores["nearest_reconstruction"] = nearest(again, prompts, *real)
         scores["nearest"] = nearest(drawn, prompts, *real)
     return Evaluation(scores, prompts, truths, again, drawn, captions)
+
+
+def score_scenes(
+    prompts: Sequence[str],
+    reconstructions: NDArray[np.uint8],
+    drawn: NDArray[np.uint8],
+    captions: Sequence[str],
+) -> dict[str, Any]:
+    """Exact scores against the scenes that the prompts describe."""
+    grids = {layout.size: grid for grid, layout in LAYOUTS.items()}
+    found = [parse_caption(prompt, grids[drawn.shape[1]]) for prompt in prompts]
+    wanted = [scene for scene in found if scene is not None]
+    if len(wanted) < len(found):
+        raise ValueError("a caption is not one of scenes; was the bundle trained on scenes?")
+    return {
+        "reconstructions": scenes.score_images(reconstructions, wanted),
+        "images": scenes.score_images(drawn, wanted),
+        "captions": scenes.score_captions(captions, wanted),
+    }
+
+
+def write_images(evaluation: Evaluation, folder: Path) -> None:
+    """Writes real/, reconstructed/ and drawn/ with a PNG a document, as FID and rFID tools want."""
+    parts = {
+        "real": evaluation.truths,
+        "reconstructed": evaluation.reconstructions,
+        "drawn": evaluation.drawn,
+    }
+    for name, images in parts.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number, image in enumerate(images):
+            (folder / name / f"{number:05}.png").write_bytes(to_png(image))
 
 
 def nearest(
@@ -75,10 +125,14 @@ def nearest(
     real: NDArray[np.uint8],
 ) -> float:
     """Share of `pictures` whose nearest of the `real` ones has the caption of the prompt."""
-    gallery = real.reshape(len(real), -1).astype(np.float32)
     queries = pictures.reshape(len(pictures), -1).astype(np.float32)
-    distance = (gallery**2).sum(1) - 2 * queries @ gallery.T
-    found = distance.argmin(1)
+    best, found = np.full(len(queries), np.inf), np.zeros(len(queries), int)
+    for first in range(0, len(real), GALLERY):
+        gallery = real[first : first + GALLERY].reshape(-1, queries.shape[1]).astype(np.float32)
+        distance = np.square(gallery).sum(1) - 2 * queries @ gallery.T
+        closer = distance.min(1) < best
+        best = np.where(closer, distance.min(1), best)
+        found = np.where(closer, first + distance.argmin(1), found)
     return float(np.mean([captions[i] == prompt for i, prompt in zip(found, prompts)]))
 
 

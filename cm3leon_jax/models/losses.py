@@ -56,7 +56,6 @@ def cross_entropy(
         x = x.reshape(batch, -1, chunk, *x.shape[2:])
         return jnp.moveaxis(x, 1, 0)
 
-    @jax.checkpoint
     def of_chunk(hidden: jax.Array, targets: jax.Array, weights: jax.Array) -> TokenLoss:
         logits = jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
         logits = constrain(logits, "batch", None, "vocab")
@@ -73,6 +72,9 @@ def cross_entropy(
             image_weight=(weights * image).sum(),
             z_total=(weights * log_z**2).sum(),
         )
+
+    if chunk < length:  # one chunk's logits may stay; several are computed again
+        of_chunk = jax.checkpoint(of_chunk)
 
     def add(sums: TokenLoss, inputs: tuple[jax.Array, ...]) -> tuple[TokenLoss, None]:
         return jax.tree.map(jnp.add, sums, of_chunk(*inputs)), None

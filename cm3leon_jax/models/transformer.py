@@ -209,7 +209,7 @@ class Transformer(nnx.Module):
         vector, so that codes that look alike start alike."""
         table = self.embedding[...]
         if self.config.code_features:
-            codes = self.codebook[...] @ self.code_projection[...]
+            codes = jax.lax.stop_gradient(self.codebook[...]) @ self.code_projection[...]
             table = table.at[self.image_start :].add(codes)
         return table.astype(self.config.dtype)
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cm3leon_jax.config import require
+from cm3leon_jax.config import Model
+from cm3leon_jax.fields import require
 
 PAD, EOS, UNK, BREAK, EOSS = range(5)  # <eos> opens and closes a document, <eoss> closes a fill
 MASK_START = 5
@@ -36,6 +37,11 @@ class Vocabulary:
         rule = f"must be >= {MASK_START} + sentinels = {MASK_START + self.sentinels}"
         holds = self.specials >= MASK_START + self.sentinels
         require(holds, "vocabulary.specials", self.specials, rule)
+
+    @classmethod
+    def of(cls, model: Model) -> "Vocabulary":
+        """The id space of a model."""
+        return cls(model.specials, model.sentinels, model.text_pieces, model.image_codes)
 
     @property
     def size(self) -> int:

@@ -16,7 +16,7 @@ from cm3leon_jax import config
 from cm3leon_jax.checkpoint import Checkpoints
 from cm3leon_jax.sharding import batch_sharding, check_batch, shardings
 from cm3leon_jax.training.metrics import Log
-from cm3leon_jax.training.step import compile_step
+from cm3leon_jax.training.step import compile_step, init_sharded
 
 
 class Batches(Protocol):
@@ -38,7 +38,7 @@ Show = Callable[[Any, int], tuple[Mapping[str, float], Mapping[str, np.ndarray]]
 
 def fit(
     step: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]],
-    state: Any,
+    init: Callable[[jax.Array], Any],
     batches: Batches,
     train: config.Train,
     mesh: jax.sharding.Mesh,
@@ -48,16 +48,21 @@ def fit(
 ) -> Any:
     """Trains up to `train.steps` updates, resuming from the newest checkpoint in `folder`.
 
+    init: a fresh state from a key; runs only where there is no checkpoint.
     unit: the metric that counts work, for the progress line. show: called every
     `train.sample_every` steps. Returns the final state, which is also the last checkpoint.
     """
     check_batch(train.batch, train.accumulate, mesh)
     checkpoints = Checkpoints(folder / "checkpoints", train.keep)
-    restored = checkpoints.restore(state, shardings(state, mesh))
-    start = 0
-    if restored is not None:
+    key = jax.random.key(train.seed)
+    form = jax.eval_shape(init, key)
+    restored = checkpoints.restore(form, shardings(form, mesh))
+    if restored is None:
+        start, state = 0, init_sharded(init, key, mesh)
+    else:
         start, state = restored.step, restored.state
         batches.seek(restored.position)
+    del restored
 
     log = Log(folder, start, train.steps, train.log_every, unit)
     place = batch_sharding(mesh)

@@ -7,6 +7,7 @@ step it has just dispatched.
 import json
 import math
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class Log:
         pause = 0.5 if sys.stderr.isatty() else 15  # seconds between two progress lines
         self._bar = tqdm(total=steps, initial=start, unit="step", mininterval=pause)
         self._every, self._unit = every, unit
+        self._since = time.perf_counter()
         self._window: list[Metrics] = []
         self._full: tuple[int, list[Metrics]] | None = None
 
@@ -40,7 +42,7 @@ class Log:
         """Takes the metrics of one step; shows the window before once this one is full."""
         self._window.append(metrics)
         self._bar.update(1)
-        if step % self._every == 0:
+        if step % self._every == 0 or step == self._bar.total:
             self.flush()
             self._full, self._window = (step, self._window), []
 
@@ -70,8 +72,9 @@ class Log:
         fetched = jax.device_get(window)
         means = {name: float(np.mean([m[name] for m in fetched])) for name in fetched[0]}
         check_finite(means, step - len(window) + 1, step)
-        rate = self._bar.format_dict["rate"] or 0.0
-        work = means.get(self._unit, 0.0) * rate
+        now = time.perf_counter()
+        work = means[self._unit] * len(window) / (now - self._since)
+        self._since = now
         shown = {name: f"{means[name]:.3f}" for name in means if name.endswith("loss")}
         self._bar.set_postfix(shown | {f"{self._unit}/s": f"{work:,.0f}"}, refresh=False)
         self.scalars(step, means)

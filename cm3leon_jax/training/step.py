@@ -76,10 +76,10 @@ def train_step(
         grads, sums = gradients(batch)
     else:
         parts = jax.tree.map(lambda x: _split_rows(x, c.train.accumulate), batch)
-        first = jax.tree.map(lambda x: x[0], parts)
-        rest = jax.tree.map(lambda x: x[1:], parts)
+        form = jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], parts))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), form)
         add = lambda total, part: (jax.tree.map(jnp.add, total, gradients(part)), None)  # noqa: E731
-        (grads, sums), _ = jax.lax.scan(add, gradients(first), rest)
+        (grads, sums), _ = jax.lax.scan(add, zeros, parts)
 
     grads = jax.tree.map(lambda g: g / jnp.maximum(sums.weight, 1.0), grads)
     updates, moments = optimizer.update(grads, state.moments, state.model)
