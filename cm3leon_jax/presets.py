@@ -112,7 +112,7 @@ def _tiny() -> Experiment:
             beta2=0.95,
             weight_decay=0.01,
         ),
-        train=Train(steps=2000, batch=8, log_every=20, sample_every=500, save_every=100),
+        train=Train(steps=3000, batch=8, log_every=20, sample_every=500, save_every=200),
         mesh=Mesh(data=1, fsdp=1),  # one device, however many there are
         decode=Decode(
             temperature=0.2, top_p=1.0, guidance=1.0, text_temperature=0.0, text_tokens=48
@@ -131,12 +131,12 @@ def _tiny_emoji() -> Experiment:
             patch=4,
             channels=48,
             latent=48,
-            train=replace(tiny.image_tokenizer.train, steps=3000),
+            train=replace(tiny.image_tokenizer.train, batch=24),
         ),
         data=replace(tiny.data, source="emoji", row_length=160),
         objective=replace(tiny.objective, rate=0.7, whole_segment=0.8),
         optimizer=replace(tiny.optimizer, learning_rate=3e-3),
-        train=replace(tiny.train, steps=7000, batch=4),
+        train=replace(tiny.train, steps=2800),
         decode=replace(tiny.decode, temperature=0.3),
     )
 

@@ -84,7 +84,9 @@ def test_cached_hidden_states_equal_teacher_forcing(model):
 def test_cached_text_decode_equals_teacher_forcing(model):
     c = model.config
     prompts = [np.append(p, c.specials - 1) for p in prompts_of(c)]  # any last id will do
-    drawn = np.asarray(draw_text(model, pad_prompts([prompts]), keys_of(3), GREEDY, 8))
+    drawn = np.asarray(
+        draw_text(model, pad_prompts([prompts]), keys_of(3), GREEDY, 8, c.text_pieces)
+    )
     legal = np.r_[EOSS, c.specials : model.image_start]
     for prompt, row in zip(prompts, drawn):
         ids = row[row != PAD]

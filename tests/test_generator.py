@@ -1,5 +1,7 @@
 """The public object on an untrained bundle: legal, repeatable, exact about what stays."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from flax import nnx
@@ -7,6 +9,7 @@ from PIL import Image as Pillow
 
 import cm3leon_jax as cm3
 from cm3leon_jax import checkpoint, config, stages
+from cm3leon_jax.decoding.engine import pad_prompts
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.models.vqgan import VQGAN
 from cm3leon_jax.tokens.document import MASK
@@ -24,10 +27,16 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> cm3.Generator:
     TextTokenizer.train(TEXTS, workdir / "text.model", pieces=c.model.text_pieces)
     tokenizer = VQGAN(c.image_tokenizer, rngs=nnx.Rngs(1))
     checkpoint.save_network(workdir / "image_tokenizer" / "network", tokenizer)
+    checkpoint.write_json(make(workdir / "documents") / "licenses.json", {"CC0-1.0": 3, "": 1})
     stages.write_bundle(c, workdir, Transformer(c.model, rngs=nnx.Rngs(0)))
     moved = tmp_path_factory.mktemp("elsewhere") / "bundle"  # a bundle holds no absolute paths
     (workdir / "bundle").rename(moved)
     return cm3.load(moved)
+
+
+def make(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 @pytest.fixture
@@ -40,10 +49,16 @@ def pixels(images) -> np.ndarray:
     return np.stack([np.asarray(image) for image in images])
 
 
-def test_the_bundle_holds_what_the_design_lists(generator, tmp_path):
-    c = generator.experiment
-    assert c.data.source == "scenes"
-    assert generator.transformer.config == c.model
+def test_the_card_counts_documents_by_licence(generator):
+    card = stages.card(generator.experiment, {"CC0-1.0": 3, "": 1})
+    assert "| CC0-1.0 | 3 |" in card
+    assert "| not stated | 1 |" in card
+
+
+def test_only_pieces_that_the_tokenizer_has_are_drawn(generator, picture):
+    assert generator.text.pieces < generator.experiment.model.text_pieces
+    for seed in range(20):
+        generator.caption(picture, temperature=5.0, seed=seed)  # decode raises on unknown pieces
 
 
 def test_images_repeat_by_seed_and_differ_by_number(generator):
@@ -66,9 +81,18 @@ def test_more_rows_than_one_batch_change_nothing(generator, monkeypatch):
     np.testing.assert_array_equal(whole, pixels(generator.images("a red ring", n=5)))
 
 
-def test_guidance_1_needs_no_second_stream(generator):
+def test_guidance_1_needs_no_second_stream(generator, monkeypatch):
+    streams = []
+
+    def count(given, *rest):
+        streams.append(len(given))
+        return pad_prompts(given, *rest)
+
+    monkeypatch.setattr("cm3leon_jax.decoding.generator.pad_prompts", count)
     plain = generator.images("a red ring", guidance=1.0)
-    assert np.any(pixels(plain) != pixels(generator.images("a red ring", guidance=6.0)))
+    guided = generator.images("a red ring", guidance=6.0)
+    assert streams == [1, 2]
+    assert np.any(pixels(plain) != pixels(guided))
 
 
 def test_captions_are_text_for_one_picture_and_for_many(generator, picture):
@@ -84,13 +108,28 @@ def test_infill_changes_the_holes_only(generator, picture):
     text, image = filled.segments
     assert MASK not in text.ids
     assert image == document.segments[1]
-    known = [i for i in document.segments[0].ids if i != MASK]
-    assert [i for i in text.ids if i in known][:1] == known[:1]
+    first, *rest = split_at_holes(document.segments[0].ids)
+    assert text.ids[: len(first)] == first
+    assert text.ids[len(text.ids) - len(rest[-1]) :] == rest[-1]
+    assert any(text.ids[i : i + len(rest[0])] == rest[0] for i in range(len(text.ids)))
     parts = generator.parts(filled)
     assert parts[0].startswith("a")
     assert parts[0].endswith(" ring")
     assert parts[1].size == (8, 8)
     assert generator.infill(document) == filled
+
+
+def split_at_holes(ids: tuple[int, ...]) -> list[tuple[int, ...]]:
+    parts: list[list[int]] = [[]]
+    for i in ids:
+        parts.append([]) if i == MASK else parts[-1].append(i)
+    return [tuple(part) for part in parts]
+
+
+def test_more_holes_than_training_had_are_refused(generator):
+    document = generator.document("a <mask> b <mask> c <mask> d <mask> e <mask> f")
+    with pytest.raises(ValueError, match="holes=5: use at most 4, as in training"):
+        generator.infill(document)
 
 
 def test_a_document_is_shown_as_it_was_given(generator):

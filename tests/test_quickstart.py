@@ -51,7 +51,8 @@ def test_quickstart_leaves_bundle_results_and_report(run):
     assert page.count("data:image/png;base64,") > 40
     assert "polyline" in page
     assert 'src="http' not in page
-    assert f"cm3leon train --workdir {run}" in page
+    assert f"cm3leon train --workdir {run}-again" in page
+    assert "--config.train.steps=20" in page
     assert list((run / "transformer" / "tensorboard").iterdir())
 
 
@@ -65,6 +66,8 @@ def test_another_config_in_the_same_folder_is_refused(run, capsys):
     arguments = ["quickstart", "--workdir", str(run), *brief("tiny", **{"train.seed": 5})]
     assert main(arguments) == 2
     assert "train.seed=0, now it is 5" in capsys.readouterr().err
+    arguments = ["quickstart", "--workdir", str(run), *brief("tiny", **{"decode.temperature": 0.5})]
+    assert main(arguments) == 0  # what no result was made from may change
 
 
 def test_sample_and_evaluate_open_the_bundle(run, tmp_path, capsys):
@@ -91,7 +94,11 @@ def write_folder(folder, count=60):
     for i in range(count):
         colour = rng.integers(0, 256, 3).astype(np.uint8)
         Image.fromarray(np.full((40, 48, 3), colour)).save(folder / f"{i}.png")
-        lines.append(json.dumps({"id": f"{i}", "image": f"{i}.png", "text": f"colour {i % 7}"}))
+        lines.append(
+            json.dumps(
+                {"id": f"{i}", "image": f"{i}.png", "text": f"colour {i % 7}", "license": "CC0-1.0"}
+            )
+        )
     return lines
 
 
@@ -105,16 +112,18 @@ def test_a_folder_with_bad_pictures_is_counted_listed_and_trained_on(tmp_path, c
     recipe = brief("tiny_folder", **{"data.held_out": 0.2, "decode.text_tokens": 8})
     assert main(["quickstart", *options, *recipe]) == 2
     assert "3 of 61 records are bad" in capsys.readouterr().err
-    assert main(["quickstart", *options, *recipe, "--max_bad_fraction", "0.1"]) == 2
-    assert "data.max_bad_fraction=0.01, now it is 0.1" in capsys.readouterr().err
-
-    options = ["--data", str(folder), "--workdir", str(tmp_path / "again")]
+    assert main(["prepare", "--check", *options, *recipe]) == 2
+    printed = capsys.readouterr().out
+    assert "data.jsonl:4: " in printed
+    assert "data.jsonl:61: broken JSON" in printed
     assert main(["quickstart", *options, *recipe, "--max_bad_fraction", "0.1"]) == 0
-    listed = (tmp_path / "again" / "documents" / "skipped.txt").read_text()
+    listed = (workdir / "documents" / "skipped.txt").read_text()
     assert "data.jsonl:4: " in listed
     assert "data.jsonl:6: " in listed
     assert "data.jsonl:61: broken JSON" in listed
-    assert "nearest" in json.loads((tmp_path / "again" / "results.json").read_text())["held_out"]
+    assert "nearest" in json.loads((workdir / "results.json").read_text())["held_out"]
+    assert str(tmp_path) not in (workdir / "bundle" / "config.json").read_text()
+    assert "| CC0-1.0 |" in (workdir / "bundle" / "card.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -122,6 +131,9 @@ def test_a_folder_with_bad_pictures_is_counted_listed_and_trained_on(tmp_path, c
     [
         (["train", "--workdir", "{new}"], "is new: name its experiment"),
         (["train", "--workdir", "{new}", "--config", "tinny"], "did you mean"),
+        (["train", "--workdir", "{new}", "--config", "tiny"], "run: cm3leon prepare"),
+        (["sample", "{new}", "a ring", "--config", "tiny"], "leave --config out"),
+        (["sample", "{new}", "a ring", "--out", "{new}/no/x.png"], "a folder that exists"),
         (["quickstart", "--workdir", "{new}", "--data", "{new}"], "no such folder"),
         (["sample", "{new}", "a ring"], "has no config.json"),
         (["inspect", "config", "--config", "tiny", "--config.train.step=3"], "train.steps"),

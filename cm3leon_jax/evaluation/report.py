@@ -18,7 +18,7 @@ h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
 table { border-collapse: collapse } td, th { padding: .2rem .9rem .2rem 0; text-align: left }
 th { border-bottom: 1px solid #ccc; font-weight: 600 } .number { text-align: right }
 .cards { display: flex; flex-wrap: wrap; gap: .8rem }
-.card { width: 9.2rem; font-size: .78rem; line-height: 1.3 }
+.card { width: 10rem; font-size: .78rem; line-height: 1.3 }
 .card img { width: 4.4rem; image-rendering: pixelated; border: 1px solid #ddd; margin-right: .2rem }
 pre { background: #f5f5f5; padding: .8rem; overflow-x: auto } p { max-width: 46rem }
 svg { background: #fafafa; border: 1px solid #ddd } .muted { color: #666 }
