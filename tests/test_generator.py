@@ -24,7 +24,7 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> cm3.Generator:
 
     c = config.replace(config.Experiment(), SMALL | {"decode.top_p": 0.95})
     workdir = tmp_path_factory.mktemp("run")
-    TextTokenizer.train(TEXTS, workdir / "text.model", pieces=c.model.text_pieces)
+    TextTokenizer.train(TEXTS, workdir / "text.model", pieces=c.model.text_pieces - 6)
     tokenizer = VQGAN(c.image_tokenizer, rngs=nnx.Rngs(1))
     checkpoint.save_network(workdir / "image_tokenizer" / "network", tokenizer)
     checkpoint.write_json(make(workdir / "documents") / "licenses.json", {"CC0-1.0": 3, "": 1})
