@@ -4,7 +4,8 @@ Expect: zero-shot MS-COCO FID 14.20 with two retrieved documents (the paper's fi
 reproduced here).
 Cost: 3.1e21 FLOPs (6 N D); at 50 % of peak 15 hours on 256 TPU v5p chips, 6 thousand A100 hours
 (arithmetic, not measured).
-Run:  cm3leon train --config 350m --workdir runs/350m --config.data.source=FOLDER
+Run:  cm3leon tokenizer text --config 350m --data FOLDER --workdir runs/350m
+      then `tokenizer image`, `prepare` and `train`, each with --workdir runs/350m.
 """
 
 from ml_collections import ConfigDict

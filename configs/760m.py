@@ -4,7 +4,8 @@ Expect: zero-shot MS-COCO FID 6.61 with two retrieved documents (the paper's fig
 here).
 Cost: 8.9e21 FLOPs (6 N D); at 50 % of peak 42 hours on 256 TPU v5p chips, 16 thousand A100 hours
 (arithmetic, not measured).
-Run:  cm3leon train --config 760m --workdir runs/760m --config.data.source=FOLDER
+Run:  cm3leon tokenizer text --config 760m --data FOLDER --workdir runs/760m
+      then `tokenizer image`, `prepare` and `train`, each with --workdir runs/760m.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,8 @@ Expect: zero-shot MS-COCO FID 4.88 with two retrieved documents (the paper's fig
 here).
 Cost: 9.7e22 FLOPs (6 N D); at 50 % of peak 19 days on 256 TPU v5p chips, 170 thousand A100 hours
 (arithmetic, not measured).
-Run:  cm3leon train --config 7b --workdir runs/7b --config.data.source=FOLDER
+Run:  cm3leon tokenizer text --config 7b --data FOLDER --workdir runs/7b
+      then `tokenizer image`, `prepare` and `train`, each with --workdir runs/7b.
 """
 
 from ml_collections import ConfigDict

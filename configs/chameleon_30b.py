@@ -3,7 +3,8 @@ it stable and small to decode.
 
 Expect: a stable loss where norms before the sub-layers diverge late (paper section 2.3).
 Cost: the authors report 4,282,407 A100 hours for 9.2T tokens.
-Run:  cm3leon train --config chameleon_30b --workdir runs/chameleon_30b --config.data.source=FOLDER
+Run:  cm3leon tokenizer text --config chameleon_30b --data FOLDER --workdir runs/chameleon_30b
+      then `tokenizer image`, `prepare` and `train`, each with --workdir runs/chameleon_30b.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,8 @@ QK-norm; no CM3 spans.
 
 Expect: MS-COCO FID 26.7 (others' measurement of the published model, not reproduced here).
 Cost: the authors report 856,481 A100 hours for 9.2T tokens.
-Run:  cm3leon train --config chameleon_7b --workdir runs/chameleon_7b --config.data.source=FOLDER
+Run:  cm3leon tokenizer text --config chameleon_7b --data FOLDER --workdir runs/chameleon_7b
+      then `tokenizer image`, `prepare` and `train`, each with --workdir runs/chameleon_7b.
 """
 
 from ml_collections import ConfigDict

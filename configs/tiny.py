@@ -1,9 +1,10 @@
 """The quickstart on procedural scenes: 32x32 pictures of one to three objects, captions,
 questions.
 
-Expect: held-out captions drawn with the exact composition in about two of three pictures.
-Cost: about ten minutes on two CPU cores, 8 GB; `make quickstart` runs all of its stages.
-Run:  cm3leon train --config tiny --workdir runs/tiny
+Expect: of held-out captions more than nine in ten drawn exactly, of pictures about three in four
+told exactly.
+Cost: about seven minutes on two CPU cores, 1.3 GiB of memory.
+Run:  cm3leon quickstart --config tiny --workdir runs/tiny
 """
 
 from ml_collections import ConfigDict

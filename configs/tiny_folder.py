@@ -1,9 +1,8 @@
 """The quickstart on your own folder of pictures and texts.
 
 Expect: depends on the pictures; the report shows reconstructions beside originals.
-Cost: about ten minutes on two CPU cores, 8 GB; `make quickstart DATA=FOLDER` runs all of its
-stages.
-Run:  cm3leon train --config tiny_folder --workdir runs/tiny_folder
+Cost: that of tiny_emoji plus the reading of the pictures, all of which stay in memory.
+Run:  cm3leon quickstart --data FOLDER --config tiny_folder --workdir runs/tiny_folder
 """
 
 from ml_collections import ConfigDict

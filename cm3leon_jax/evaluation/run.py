@@ -54,15 +54,17 @@ def evaluate(
     count: int,
     seed: int = 0,
 ) -> Evaluation:
-    """Scores the first `count` captioned pictures of a side, one sample each, with the bundle's own
-    sampling settings. Documents that training would skip for their length are left out."""
+    """Scores `count` captioned pictures, evenly spaced over a side, one sample each, with the
+    bundle's own sampling settings. Documents too long for training are left out."""
     if count < 1:
         raise ValueError(f"count={count}: score at least 1 document")
     examples = collection.held_out if side == "held_out" else collection.train
     fitting = keep_fitting(examples, generator.text, generator.experiment, Skipped())
-    prompts, truths = captioned(fitting, count)
+    prompts, truths = captioned(fitting, len(fitting))
     if not prompts:
         raise ValueError(f"{side}: no document with a text and a picture fits data.row_length")
+    spaced = np.linspace(0, len(prompts) - 1, min(count, len(prompts))).round().astype(int)
+    prompts, truths = [prompts[i] for i in spaced], truths[spaced]
     codes = encode_pictures(generator.image_tokenizer, truths)
     again = decode_codes(generator.image_tokenizer, codes)
     drawn = np.stack([np.asarray(image) for image in generator.images(prompts, seed=seed)])
