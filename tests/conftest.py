@@ -53,6 +53,16 @@ SMALL = {
     "decode.text_tokens": 6,
 }
 
+CHAMELEON = {
+    "model.norm": "rmsnorm",
+    "model.norm_affine": True,
+    "model.activation": "swiglu",
+    "model.positions": "rotary",
+    "model.qk_norm": True,
+    "model.tie_embeddings": False,
+    "model.kv_heads": 2,
+}
+
 
 @pytest.fixture
 def small() -> config.Experiment:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import CHAMELEON
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,15 +18,7 @@ from cm3leon_jax.tokens.vocabulary import BREAK, EOS, EOSS, PAD
 FORMS = {
     "cm3leon": {},
     "codes": {"model.code_positions": True, "model.code_features": 8},
-    "chameleon": {
-        "model.norm": "rmsnorm",
-        "model.norm_affine": True,
-        "model.activation": "swiglu",
-        "model.positions": "rotary",
-        "model.qk_norm": True,
-        "model.tie_embeddings": False,
-        "model.kv_heads": 2,
-    },
+    "chameleon": CHAMELEON,
 }
 GREEDY = Sampling(temperature=jnp.float32(0))
 

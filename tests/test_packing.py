@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from cm3leon_jax.config import Objective
 from cm3leon_jax.tokens.document import Document, Image, Text
 from cm3leon_jax.tokens.objective import restore, rng_for, rotate
-from cm3leon_jax.tokens.packing import Example, fill_row, pack, stack
+from cm3leon_jax.tokens.packing import Batch, Example, fill_row, stack, take_fitting
 from cm3leon_jax.tokens.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(specials=32, sentinels=20, text=30, images=10)
@@ -16,6 +16,16 @@ VOCABULARY = Vocabulary(specials=32, sentinels=20, text=30, images=10)
 
 def make(*ids: int) -> Example:
     return Example(np.array(ids), np.arange(len(ids), dtype=np.float32))
+
+
+def pack(examples: list[Example], length: int) -> list[Batch]:
+    """Rows until there are no examples left, each filled as the loader fills it."""
+    rows = []
+    while examples:
+        taken = take_fitting(examples, length)
+        rows.append(fill_row(taken, length))
+        examples = examples[len(taken) :]
+    return rows
 
 
 def examples_of(row: dict[str, np.ndarray]) -> list[list[int]]:
@@ -48,7 +58,7 @@ def test_row_holds_shifted_examples_side_by_side():
 @given(st.lists(st.integers(2, 11), max_size=30), st.integers(10, 40))
 def test_packing_keeps_every_example_whole_and_in_order(sizes, length):
     examples = [make(*range(size)) for size in sizes]
-    rows = list(pack(examples, length))
+    rows = pack(examples, length)
     assert [ids for row in rows for ids in examples_of(row)] == [e.ids.tolist() for e in examples]
     for row, following in itertools.pairwise(rows):
         free = int((row["segments"] == 0).sum())
@@ -80,7 +90,9 @@ def test_rows_stack_into_a_batch():
 
 def test_too_long_an_example_is_refused_with_both_numbers():
     with pytest.raises(ValueError, match="1 examples take 8 places, row_length=7"):
-        list(pack([make(*range(9))], length=7))
+        take_fitting([make(*range(9))], length=7)
+    with pytest.raises(ValueError, match="2 examples take 4 places, row_length=3"):
+        fill_row([make(1, 2, 3), make(1, 2, 3)], length=3)
 
 
 def test_example_needs_a_weight_for_every_id():

@@ -4,21 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import CHAMELEON
 from flax import nnx
 
 from cm3leon_jax import config
 from cm3leon_jax.models.attention import attend
 from cm3leon_jax.models.transformer import Transformer, code_index, rotate
 
-CHAMELEON = {
-    "model.norm": "rmsnorm",
-    "model.norm_affine": True,
-    "model.activation": "swiglu",
-    "model.positions": "rotary",
-    "model.qk_norm": True,
-    "model.tie_embeddings": False,
-    "model.kv_heads": 2,
-}
 FORMS = {
     "cm3leon": {},
     "relu": {"model.activation": "relu"},

@@ -5,6 +5,7 @@ the global batch has a stream of its own: what row 3 reads does not depend on th
 nor on the host that reads it. The next batch is made in the background.
 """
 
+import itertools
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from cm3leon_jax import config
 from cm3leon_jax.data.shards import TokenDocument
 from cm3leon_jax.tokens.objective import rng_for, rotate, token_weights
-from cm3leon_jax.tokens.packing import Batch, Example, fill_row, stack
+from cm3leon_jax.tokens.packing import Batch, Example, fill_row, stack, take_fitting
 from cm3leon_jax.tokens.vocabulary import Vocabulary
 
 
@@ -79,11 +80,8 @@ def token_batches(documents: Documents, c: config.Experiment) -> Stream:
     def make(position: list[int]) -> tuple[Batch, list[int]]:
         filled, after = [], []
         for row, taken in enumerate(position):
-            examples: list[Example] = []
-            room = length
-            while (coming := example((taken + len(examples)) * rows + row)).size <= room:
-                examples.append(coming)
-                room -= coming.size
+            coming = (example((taken + k) * rows + row) for k in itertools.count())
+            examples = take_fitting(coming, length)
             filled.append(fill_row(examples, length))
             after.append(taken + len(examples))
         return stack(filled), after

@@ -3,8 +3,9 @@
 A row holds whole examples: none is ever split, so no image and no relocated span is ever cut.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,18 +32,31 @@ class Example:
         return len(self.ids) - 1
 
 
+def take_fitting(examples: Iterable[Example], length: int) -> list[Example]:
+    """The examples of the next row: in order, up to the first that does not fit any more.
+
+    Raises ValueError when not even the first one fits.
+    """
+    taken: list[Example] = []
+    room = length
+    for example in examples:
+        if example.size > room:
+            if not taken:
+                _refuse([example], length)
+            break
+        taken.append(example)
+        room -= example.size
+    return taken
+
+
 def fill_row(examples: Sequence[Example], length: int) -> Batch:
     """One row: tokens targets segments positions int32 [T], weights float32 [T].
 
     Targets are the next ids of the same example. Segments count from 1, 0 is padding; positions
     restart in each example; padding has weight 0. More than `length` places raise ValueError.
     """
-    used = sum(example.size for example in examples)
-    if used > length:
-        rule = "use longer rows or a smaller max_length for each example"
-        raise ValueError(
-            f"{len(examples)} examples take {used} places, row_length={length}: {rule}"
-        )
+    if sum(example.size for example in examples) > length:
+        _refuse(examples, length)
     row: Batch = {name: np.zeros(length, np.int32) for name in INTEGERS}
     row["weights"] = np.zeros(length, np.float32)
     start = 0
@@ -57,20 +71,12 @@ def fill_row(examples: Sequence[Example], length: int) -> Batch:
     return row
 
 
-def pack(examples: Iterable[Example], length: int) -> Iterator[Batch]:
-    """Rows of whole examples in the order given; a row is full when the next does not fit."""
-    waiting: list[Example] = []
-    used = 0
-    for example in examples:
-        if used + example.size > length and waiting:
-            yield fill_row(waiting, length)
-            waiting, used = [], 0
-        waiting.append(example)
-        used += example.size
-    if waiting:
-        yield fill_row(waiting, length)
-
-
 def stack(rows: Sequence[Batch]) -> Batch:
     """A batch of rows: the same keys, [B, T]."""
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _refuse(examples: Sequence[Example], length: int) -> NoReturn:
+    used = sum(example.size for example in examples)
+    rule = "use longer rows or a smaller max_length for each example"
+    raise ValueError(f"{len(examples)} examples take {used} places, row_length={length}: {rule}")
