@@ -1,8 +1,8 @@
 """The quickstart on procedural scenes: 32x32 pictures of one to three objects, captions,
 questions.
 
-Expect: of held-out captions more than nine in ten drawn exactly, of pictures about three in four
-told exactly.
+Expect: of held-out captions and pictures nineteen in twenty and more drawn and told exactly
+(docs/quickstart.md).
 Cost: about seven minutes on two CPU cores, 1.3 GiB of memory.
 Run:  cm3leon quickstart --config tiny --workdir runs/tiny
 """
