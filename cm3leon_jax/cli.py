@@ -189,7 +189,8 @@ def _prepare(options: argparse.Namespace) -> None:
     if not options.check:
         stages.prepare_documents(*_collect(options), options.workdir)
         return
-    data, size = _experiment(options).data, _experiment(options).image_tokenizer.size
+    experiment = _experiment(options)
+    data, size = experiment.data, experiment.image_tokenizer.size
     collection = collect(replace(data, max_bad_fraction=0.999), size)  # so that all are listed
     for reason in collection.skipped.reasons:
         print(reason)

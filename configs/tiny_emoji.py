@@ -1,7 +1,7 @@
 """The quickstart on real pictures: Noto colour emoji with their Unicode names.
 
 Expect: people, hands, faces and flags recognisable; many one-off objects are blobs still.
-Cost: about ten minutes on two CPU cores, 1.3 GiB of memory.
+Cost: under twelve minutes on two CPU cores, 1.2 GiB of memory.
 Run:  cm3leon quickstart --data emoji --config tiny_emoji --workdir runs/tiny_emoji
 """
 
