@@ -4,100 +4,28 @@ Every rule is checked at construction and every message names the field, its val
 the fix. `presets` has the shipped experiments; `from_dict` and `fields.to_dict` are inverses.
 """
 
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from cm3leon_jax.fields import build, require, require_choice, to_dict
+from cm3leon_jax.fields import build, require, to_dict
+from cm3leon_jax.network_config import ImageTokenizer, Model, Optimizer, Retriever, Train
 
-
-@dataclass(frozen=True)
-class Model:
-    """The decoder-only transformer. Defaults are CM3Leon's (paper section 2.2, table 3).
-
-    The id space is [specials | text pieces | image codes]; the paper's sizes fill 65,536.
-    """
-
-    layers: int = 24
-    width: int = 1024
-    heads: int = 16
-    kv_heads: int = 0  # 0: as many as heads
-    mlp: int = 4096
-    context: int = 4096
-    specials: int = 1024  # <pad> <eos> <unk> <break> <eoss>, the sentinels, reserved ids
-    sentinels: int = 512
-    text_pieces: int = 56_320
-    image_codes: int = 8192
-    image_tokens: int = 1024  # codes per image, a square raster
-    activation: Literal["relu", "gelu", "swiglu"] = "gelu"  # not stated in the paper
-    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    norm_affine: bool = False
-    norm_placement: Literal["before", "after"] = "before"  # of the sub-layer, inside the residual
-    qk_norm: bool = False
-    positions: Literal["learned", "rotary"] = "learned"
-    rotary_base: float = 10_000.0
-    code_positions: bool = False  # adds to a code its learned place in its unbroken run of codes
-    code_features: int = 0  # width of the tokenizer's codebook vectors in code embeddings; 0: off
-    tie_embeddings: bool = True  # as OPT; not stated in the paper
-    init_std: float = 0.006
-    position_std: float = 0.0002
-    init_residual: Literal["zero", "scaled"] = "zero"  # outputs of attention and mlp
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of the computation; parameters are float32
-    remat: Literal["none", "full"] = "full"
-    loss_chunk: int = 512  # positions per step of the chunked cross-entropy
-
-    def __post_init__(self) -> None:
-        sizes = ("layers", "width", "heads", "mlp", "context", "image_tokens", "loss_chunk")
-        for name in (*sizes, "sentinels", "image_codes", "init_std"):
-            require(getattr(self, name) > 0, f"model.{name}", getattr(self, name), "must be > 0")
-        rule = f"must be at least 5 + model.sentinels = {5 + self.sentinels}"
-        require(self.specials >= 5 + self.sentinels, "model.specials", self.specials, rule)
-        rule = "must be at least 17: the text tokenizer's own pieces, and one letter"
-        require(self.text_pieces >= 17, "model.text_pieces", self.text_pieces, rule)
-        for name in ("activation", "norm", "norm_placement", "positions", "dtype", "remat"):
-            choices = typing.get_args(typing.get_type_hints(Model)[name])
-            require_choice(f"model.{name}", getattr(self, name), choices)
-        require_choice("model.init_residual", self.init_residual, ("zero", "scaled"))
-        divisors = [n for n in range(1, self.width + 1) if self.width % n == 0]
-        nearest = sorted(divisors, key=lambda n: abs(n - self.heads))[:4]
-        rule = f"must divide model.width={self.width}; use one of {sorted(nearest)}"
-        require(self.width % self.heads == 0, "model.heads", self.heads, rule)
-        rule = f"must be 0 or divide model.heads={self.heads}"
-        divides = self.kv_heads == 0 or (self.kv_heads > 0 and self.heads % self.kv_heads == 0)
-        require(divides, "model.kv_heads", self.kv_heads, rule)
-        rule = "rotary positions need an even width / heads"
-        even = self.positions != "rotary" or self.head_size % 2 == 0
-        require(even, "model.positions", self.positions, rule)
-        side = round(self.image_tokens**0.5)
-        rule = f"an image is a square raster; use {side**2} or {(side + 1) ** 2}"
-        require(side**2 == self.image_tokens, "model.image_tokens", self.image_tokens, rule)
-        rule = "must leave room for <eos> text <break> image <eos>: context >= image_tokens + 8"
-        require(self.context >= self.image_tokens + 8, "model.context", self.context, rule)
-
-    @property
-    def head_size(self) -> int:
-        return self.width // self.heads
-
-    @property
-    def vocabulary(self) -> int:
-        return self.specials + self.text_pieces + self.image_codes
-
-    @property
-    def parameters(self) -> int:
-        """Number of trained parameters, from the shapes alone."""
-        kv_width = (self.kv_heads or self.heads) * self.head_size
-        attention = 2 * self.width**2 + 2 * self.width * kv_width
-        mlp = (3 if self.activation == "swiglu" else 2) * self.width * self.mlp
-        norms = 2 * self.width * (1 if self.norm == "rmsnorm" else 2) if self.norm_affine else 0
-        qk_norm = (
-            2 * self.head_size * (self.heads + (self.kv_heads or self.heads)) if self.qk_norm else 0
-        )
-        tables = self.vocabulary * self.width * (1 if self.tie_embeddings else 2)
-        tables += self.context * self.width if self.positions == "learned" else 0
-        tables += self.image_tokens * self.width if self.code_positions else 0
-        tables += self.code_features * self.width
-        return self.layers * (attention + mlp + norms + qk_norm) + tables + norms // 2
+__all__ = [
+    "Data",
+    "Decode",
+    "Experiment",
+    "ImageTokenizer",
+    "Mesh",
+    "Model",
+    "Objective",
+    "Optimizer",
+    "Retrieval",
+    "Retriever",
+    "Train",
+    "from_dict",
+    "replace",
+]
 
 
 @dataclass(frozen=True)
@@ -121,34 +49,6 @@ class Objective:
 
 
 @dataclass(frozen=True)
-class Optimizer:
-    """AdamW with warmup and decay. Defaults: the nearest evidence (scaling-law paper, OPT)."""
-
-    learning_rate: float = 6e-4
-    warmup_steps: int = 1500
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    end_fraction: float = 0.1  # of the peak, reached at the last step
-    beta1: float = 0.9
-    beta2: float = 0.98
-    epsilon: float = 1e-8
-    weight_decay: float = 0.1
-    clip: float = 1.0  # global gradient norm; 0: off
-
-    def __post_init__(self) -> None:
-        rule = "must be > 0 and finite"
-        holds = 0 < self.learning_rate < float("inf")
-        require(holds, "optimizer.learning_rate", self.learning_rate, rule)
-        require_choice("optimizer.schedule", self.schedule, ("linear", "cosine", "constant"))
-        for name in ("warmup_steps", "epsilon", "weight_decay", "clip"):
-            require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), ">= 0")
-        rule = "must be >= 0 and <= 1"
-        require(0 <= self.end_fraction <= 1, "optimizer.end_fraction", self.end_fraction, rule)
-        for name in ("beta1", "beta2"):
-            value = getattr(self, name)
-            require(0 <= value < 1, f"optimizer.{name}", value, "must be >= 0 and < 1")
-
-
-@dataclass(frozen=True)
 class Mesh:
     """Devices along each mesh axis; one of them may be -1, 'all that are left'.
 
@@ -167,134 +67,67 @@ class Mesh:
 
 
 @dataclass(frozen=True)
-class Train:
-    """Length, batch and rhythm of one training run."""
-
-    steps: int = 175_000
-    batch: int = 1953  # rows (or images) per step, over all devices and accumulation steps
-    accumulate: int = 1  # gradient accumulation steps
-    seed: int = 0
-    log_every: int = 10
-    sample_every: int = 1000  # picture grids and held-out loss in TensorBoard
-    save_every: int = 1000
-    keep: int = 3  # checkpoints
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "log_every", "keep"):
-            require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be > 0")
-        for name in ("sample_every", "save_every"):
-            require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be > 0")
-        require(self.seed >= 0, "train.seed", self.seed, "must be >= 0")
-        rule = f"must be a multiple of train.log_every={self.log_every}: a resumed log is whole"
-        require(self.save_every % self.log_every == 0, "train.save_every", self.save_every, rule)
-        rule = f"must be a multiple of train.accumulate={self.accumulate}"
-        require(self.batch % self.accumulate == 0, "train.batch", self.batch, rule)
-
-
-@dataclass(frozen=True)
-class ImageTokenizer:
-    """The VQGAN that turns images into codes, and how it is trained.
-
-    The defaults are the shape of the Make-A-Scene descendant that Chameleon published (256 px,
-    f=8 gives the paper's 1,024 tokens of 8,192 codes). Training values that the paper does not
-    state are LlamaGen's and taming's and stay configuration.
-    """
-
-    size: int = 256  # pixels per side, square
-    encoder: Literal["convolutional", "patch"] = "convolutional"  # patch: a code sees its own only
-    patch: int = 1  # pixels per side that the first layer reads as channels; 1 = taming
-    channels: int = 128
-    multipliers: tuple[int, ...] = (1, 2, 2, 4)  # per level; each further level halves the grid
-    blocks: int = 2  # residual blocks per encoder level; the decoder has one more
-    attention: tuple[int, ...] = ()  # grid sides at which blocks are followed by attention
-    groups: int = 32  # of GroupNorm
-    latent: int = 256  # channels between encoder/decoder and the 1x1 convolutions
-    codes: int = 8192
-    width: int = 256  # of a code
-    normalize: bool = False  # codes and latents on the unit sphere
-    quantizer: Literal["gradient", "ema"] = "gradient"  # how codes move
-    decay: float = 0.98  # of the moving averages of code usage and, with "ema", of the codes
-    restart: float = 0.03  # a code used less than this times the mean moves to a latent; 0: never
-    bypass: float = 0.0  # share of the steps, from the first, in which fewer and fewer latents skip
-    squared: float = 0.0  # loss weights: L2
-    absolute: float = 1.0  # L1
-    commitment: float = 0.25
-    perceptual: float = 0.0
-    adversarial: float = 0.0
-    adversarial_start: int = 20_000  # step
-    discriminator_channels: int = 64
-    discriminator_layers: int = 3
-    optimizer: Optimizer = field(
-        default_factory=lambda: Optimizer(
-            1e-4, warmup_steps=1000, schedule="cosine", end_fraction=0.01, beta2=0.95
-        )
-    )
-    train: Train = field(default_factory=lambda: Train(steps=400_000, batch=128))
-
-    @property
-    def factor(self) -> int:
-        """Pixels per token along one side."""
-        return self.patch * 2 ** (len(self.multipliers) - 1)
-
-    @property
-    def grid(self) -> int:
-        """Tokens per side."""
-        return self.size // self.factor
-
-    def __post_init__(self) -> None:
-        def check(holds: bool, field: str, rule: str) -> None:
-            require(holds, f"image_tokenizer.{field}", getattr(self, field), rule)
-
-        positive = ("size", "patch", "channels", "blocks", "groups", "latent", "codes", "width")
-        for name in (*positive, "discriminator_channels", "discriminator_layers"):
-            check(getattr(self, name) >= 1, name, "must be >= 1")
-        holds = len(self.multipliers) > 0 and min(self.multipliers) >= 1
-        check(holds, "multipliers", "give one number >= 1 per level")
-        rule = f"must be a multiple of patch * 2 ** (levels - 1) = {self.factor} pixels per token"
-        check(self.size % self.factor == 0, "size", rule)
-        for multiplier in self.multipliers:
-            channels = self.channels * multiplier
-            rule = f"must divide every level, also {channels}"
-            check(channels % self.groups == 0, "groups", rule)
-        sides = [self.size // self.patch >> level for level in range(len(self.multipliers))]
-        check(set(self.attention) <= set(sides), "attention", f"must be among grid sides {sides}")
-        require_choice("image_tokenizer.encoder", self.encoder, ("convolutional", "patch"))
-        require_choice("image_tokenizer.quantizer", self.quantizer, ("gradient", "ema"))
-        for name in ("decay", "restart", "bypass"):
-            check(0 <= getattr(self, name) < 1, name, "must be >= 0 and < 1")
-        weights = ("squared", "absolute", "commitment", "perceptual", "adversarial")
-        for name in (*weights, "adversarial_start"):
-            check(getattr(self, name) >= 0, name, "must be >= 0")
-        check(self.squared + self.absolute > 0, "absolute", "must be > 0 where squared is 0")
-        rule = "only the transformer accumulates gradients; use 1"
-        require(
-            self.train.accumulate == 1,
-            "image_tokenizer.train.accumulate",
-            self.train.accumulate,
-            rule,
-        )
-
-
-@dataclass(frozen=True)
 class Data:
     """Where documents come from, and which of them are held out."""
 
-    source: str = "scenes"  # scenes | emoji | a folder of pictures and texts
-    count: int = 50_000  # records read at most
+    source: str = "scenes"  # scenes | emoji | tfds:NAME | a folder, JSONL, CSV or tar shards
+    fields: str = ""  # of a TFDS source: "image=image,text=captions/text"; empty: the shipped map
+    mixture: str = ""  # SeqIO task or mixture to train on; empty: the work directory's documents
+    allow_licenses: tuple[str, ...] = ()  # keep only these; empty: keep all
+    count: int = 50_000  # records read at most; 0: all
+    sample: int = 50_000  # records held in memory to train tokenizers and retriever on
+    part: int = 4096  # records per part of the preparation
     seed: int = 0  # of procedural sources
     font: str = ""  # emoji font file; empty: the installed one
     row_length: int = 4096  # tokens per packed row
     held_out: float = 0.05  # share of ids never trained on
     max_bad_fraction: float = 0.01  # more unreadable records than this stop the preparation
+    workers: int = 0  # processes that make batches; 0: a thread of this one
 
     def __post_init__(self) -> None:
-        for name in ("count", "row_length"):
+        for name in ("sample", "part", "row_length"):
             require(getattr(self, name) > 0, f"data.{name}", getattr(self, name), "must be > 0")
-        require(bool(self.source), "data.source", self.source, "use scenes, emoji or a folder")
-        require(self.seed >= 0, "data.seed", self.seed, "must be >= 0")
+        for name in ("count", "workers", "seed"):
+            require(getattr(self, name) >= 0, f"data.{name}", getattr(self, name), "must be >= 0")
+        rule = "use scenes, emoji, tfds:NAME, or a folder, JSONL, CSV or tar file"
+        require(bool(self.source), "data.source", self.source, rule)
         require(0 < self.held_out < 1, "data.held_out", self.held_out, "must be > 0 and < 1")
         value = self.max_bad_fraction
         require(0 <= value < 1, "data.max_bad_fraction", value, "must be >= 0 and < 1")
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Which documents stand in front of another one (paper section 2.1).
+
+    For each, `by_text` are found with its text and `by_image` with its image; in training as many
+    as a uniform draw from `least` to `most` says are taken from them anew every epoch.
+    """
+
+    least: int = 0
+    most: int = 0  # 0: no retrieval
+    by_text: int = 2
+    by_image: int = 2
+    candidates: int = 64  # nearest documents among which the rules choose
+    max_score: float = 0.9  # a document that matches the query better is a near copy
+    max_similarity: float = 0.9  # a document nearer to one already taken adds nothing
+    query_dropout: float = 0.2  # share of a query's tokens left out
+
+    def __post_init__(self) -> None:
+        rule = "must be >= 0 and <= retrieval.most"
+        require(0 <= self.least <= self.most, "retrieval.least", self.least, rule)
+        for name in ("by_text", "by_image"):
+            require(getattr(self, name) >= 0, f"retrieval.{name}", getattr(self, name), ">= 0")
+        found = self.by_text + self.by_image
+        rule = f"must be at most retrieval.by_text + by_image = {found}"
+        require(self.most <= found, "retrieval.most", self.most, rule)
+        rule = f"must be at least retrieval.by_text + by_image = {found}"
+        require(self.candidates >= found, "retrieval.candidates", self.candidates, rule)
+        for name in ("max_score", "max_similarity"):
+            value = getattr(self, name)
+            require(-1 < value <= 1, f"retrieval.{name}", value, "is a cosine; use > -1 and <= 1")
+        value = self.query_dropout
+        require(0 <= value < 1, "retrieval.query_dropout", value, "must be >= 0 and < 1")
 
 
 @dataclass(frozen=True)
@@ -307,9 +140,10 @@ class Decode:
     guidance: float = 3.0
     text_temperature: float = 0.7
     text_tokens: int = 64  # longest caption or infill
+    documents: int = 0  # retrieved documents in front of a prompt
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "text_temperature", "top_k", "guidance"):
+        for name in ("temperature", "text_temperature", "top_k", "guidance", "documents"):
             require(getattr(self, name) >= 0, f"decode.{name}", getattr(self, name), ">= 0")
         require(0 < self.top_p <= 1, "decode.top_p", self.top_p, "must be > 0 and <= 1")
         require(self.text_tokens > 0, "decode.text_tokens", self.text_tokens, "must be > 0")
@@ -321,7 +155,9 @@ class Experiment:
 
     model: Model = field(default_factory=Model)
     image_tokenizer: ImageTokenizer = field(default_factory=ImageTokenizer)
+    retriever: Retriever = field(default_factory=Retriever)
     data: Data = field(default_factory=Data)
+    retrieval: Retrieval = field(default_factory=Retrieval)
     objective: Objective = field(default_factory=Objective)
     optimizer: Optimizer = field(default_factory=Optimizer)
     mesh: Mesh = field(default_factory=Mesh)
@@ -346,6 +182,9 @@ class Experiment:
         rule = f"a caption must fit behind its image in the context: use at most {room}"
         longest = self.decode.text_tokens
         require(longest <= room, "decode.text_tokens", longest, rule)
+        most = self.retrieval.most
+        rule = f"must be at most retrieval.most={most}: training has seen no more"
+        require(self.decode.documents <= most, "decode.documents", self.decode.documents, rule)
         sizes = (self.image_tokenizer.grid**2, self.image_tokenizer.codes)
         wanted = (self.model.image_tokens, self.model.image_codes)
         rule = f"must equal model.image_tokens, model.image_codes = {wanted}"

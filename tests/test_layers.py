@@ -25,6 +25,7 @@ ROWS = (
     ("tokens",),
     ("sharding", "presets", "recipes"),
     ("config",),
+    ("network_config",),
     ("fields",),
 )
 DEPTH = {room: depth for depth, row in enumerate(ROWS) for room in row}
@@ -94,7 +95,11 @@ def test_heavy_packages_are_imported_inside_functions(path):
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in FILES if path.parent.name == "tokens" or path.stem in ("config", "fields")],
+    [
+        path
+        for path in FILES
+        if path.parent.name == "tokens" or path.stem in ("config", "network_config", "fields")
+    ],
 )
 def test_the_language_needs_numpy_only(path):
     names = imports(ast.parse(path.read_text(encoding="utf-8")), everywhere=False)
