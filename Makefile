@@ -43,6 +43,6 @@ $(VENV)/core: setup.py constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/dev: setup.py constraints.txt | $(VENV)/bin/python
-	@echo "installing the core, test tools and oracles into $(VENV) (some minutes the first time)"
-	$(INSTALL) '.[dev,interop,eval]'
+	@echo "installing the core, data tools, test tools and oracles into $(VENV) (some minutes the first time)"
+	$(INSTALL) '.[dev,data,faiss,interop,eval]'
 	@touch $@ $(VENV)/core

@@ -32,6 +32,8 @@ setup(
         "gin-config>=0.5,<0.6",
         "sentencepiece>=0.2.1,<0.2.3",
         "array-record>=0.8.3,<0.9",
+        "grain>=0.2.18,<0.3",
+        "apache-beam>=2.77,<3",
         "tensorboardX>=2.6,<3",
         "tqdm>=4.66,<5",
         "etils[epath]>=1.12,<2",
@@ -42,11 +44,11 @@ setup(
             "seqio>=0.0.20,<0.1",
             "tensorflow>=2.21,<2.22",
             "tensorflow-datasets>=4.9.9,<5",
-            "apache-beam>=2.77,<3",
-            "grain>=0.2.18,<0.3",
-            "google-crc32c>=1.7,<2",
+            "importlib_resources>=6.5,<8",  # TFDS imports it and does not ask for it
+            "google-crc32c>=1.7,<2",  # Beam's TFRecord sink, which seqio_cache_tasks writes with
             "protobuf>=6.33,<7",
         ],
+        "faiss": ["faiss-cpu>=1.12,<2"],
         "tpu": [f"jax[tpu]{JAX}"],
         "cuda": [f"jax[cuda13]{JAX}"],
         "interop": [

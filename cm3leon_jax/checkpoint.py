@@ -6,6 +6,7 @@ shardings it carries, whatever mesh wrote it. Orbax writes to a temporary name a
 or a full disk leaves the earlier checkpoints as they were.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import numpy as np
 from etils import epath
 
 from cm3leon_jax import config
@@ -75,6 +77,16 @@ def load_network(folder: PathLike, network: Any, mesh_shardings: Any) -> Any:
             f"{folder}: does not hold the network that config.json describes ({reason});"
             " the two must come from the same run"
         ) from error
+
+
+def fingerprint(network: Any) -> str:
+    """16 hex digits that two networks share only if their arrays are the same."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(network):
+        array = np.asarray(leaf)
+        digest.update(f"{_names(path)} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def to_names(tree: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ An experiment comes from `--config NAME [--config.FIELD=VALUE]`, from `--gin_fil
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from cm3leon_jax import config, presets, recipes
 from cm3leon_jax.fields import to_flat
 
 if TYPE_CHECKING:
-    from cm3leon_jax.data.prepare import Collection
+    from cm3leon_jax.data.collection import Collection
 
 Verb = Callable[[argparse.Namespace], None]
 RECIPE = (
@@ -64,8 +65,15 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--workdir", type=Path, required=True, help="folder of the run")
 
     def with_data(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--data", help="scenes, emoji, or a folder of pictures and texts")
+        made.add_argument(
+            "--data",
+            help="scenes, emoji, tfds:NAME, a folder of pictures and texts, a .jsonl, .csv or .tar"
+            " file, or a pattern of tar files",
+        )
         made.add_argument("--font", help="emoji font file; default: the installed Noto")
+        made.add_argument(
+            "--allow_licenses", nargs="+", metavar="NAME", help="keep only records under these"
+        )
         made.add_argument(
             "--max_bad_fraction", type=float, help="unreadable records that are tolerated (0.01)"
         )
@@ -96,15 +104,31 @@ def _parser() -> argparse.ArgumentParser:
         "cm3leon prepare --check --data pictures --config tiny_folder --workdir runs/mine",
     )
     made.add_argument("--check", action="store_true", help="only read and list what is bad")
+    made.add_argument(
+        "--pipeline_options",
+        default="",
+        metavar="OPTIONS",
+        help='of Beam, such as "--runner=FlinkRunner --parallelism=64"; default: the DirectRunner',
+    )
+    with_workdir(made)
+    with_data(made)
+
+    made = verb(
+        "retrieve",
+        _retrieve,
+        "Find the documents that belong in front of each prepared document.",
+        "cm3leon retrieve --workdir runs/tiny",
+    )
     with_workdir(made)
     with_data(made)
 
     made = verb(
         "train",
         _train,
-        "Train the transformer on prepared documents.",
-        "cm3leon train --workdir runs/tiny",
+        "Train the transformer on prepared documents, or the retriever before they are prepared.",
+        "cm3leon train --stage retriever --workdir runs/tiny",
     )
+    made.add_argument("--stage", choices=("transformer", "retriever"), default="transformer")
     with_workdir(made)
     with_data(made)
 
@@ -117,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("bundle", help="folder of a bundle")
     made.add_argument("prompt")
     made.add_argument("--n", type=int, default=1, help="pictures")
+    made.add_argument("--documents", type=int, help="retrieved documents in front of the prompt")
     made.add_argument("--guidance", type=float)
     made.add_argument("--temperature", type=float)
     made.add_argument("--top_p", type=float)
@@ -131,7 +156,8 @@ def _parser() -> argparse.ArgumentParser:
         "cm3leon evaluate runs/quickstart/bundle --count 512",
     )
     made.add_argument("bundle", help="folder of a bundle")
-    made.add_argument("--count", type=_positive, default=512, help="documents")
+    made.add_argument("--count", type=_positive, default=512, help="documents scored")
+    made.add_argument("--documents", type=int, help="retrieved documents in front of each")
     made.add_argument("--seed", type=int, default=0)
     with_data(made)
     made.add_argument("--out", type=Path, help="JSON file for the scores")
@@ -143,7 +169,10 @@ def _parser() -> argparse.ArgumentParser:
         "Show what training sees.",
         "cm3leon inspect objective --config 350m --documents 4",
     )
-    made.add_argument("what", choices=("objective", "config"))
+    made.add_argument("what", choices=("objective", "config", "documents"))
+    made.add_argument("--workdir", type=Path, help="documents: folder of the run")
+    made.add_argument("--rows", type=_positive, default=8, help="documents: rows of the page")
+    made.add_argument("--out", type=Path, default=Path("documents.html"), help="documents: page")
     made.add_argument("--documents", type=_positive, default=1, help="caption-image pairs in a row")
     made.add_argument("--rounds", type=_positive, default=2000, help="rows drawn")
     made.add_argument("--text_tokens", type=_positive, default=9, help="tokens of a caption")
@@ -184,26 +213,32 @@ def _tokenizer(options: argparse.Namespace) -> None:
 
 def _prepare(options: argparse.Namespace) -> None:
     from cm3leon_jax import stages
-    from cm3leon_jax.data.prepare import collect
+    from cm3leon_jax.data.prepare import check_records, prepare
 
-    if not options.check:
-        stages.prepare_documents(*_collect(options), options.workdir)
-        return
     experiment = _experiment(options)
-    data, size = experiment.data, experiment.image_tokenizer.size
-    collection = collect(replace(data, max_bad_fraction=0.999), size)  # so that all are listed
-    for reason in collection.skipped.reasons:
-        print(reason)
-    print(
-        f"{len(collection.train)} documents to train on, {len(collection.held_out)} held out,"
-        f" {len(collection.skipped.reasons)} skipped"
-    )
-    collection.skipped.check(data.max_bad_fraction)
+    if options.check:
+        check_records(experiment)
+        return
+    stages.open_workdir(experiment, options.workdir)
+    prepare(experiment, options.workdir, shlex.split(options.pipeline_options))
+
+
+def _retrieve(options: argparse.Namespace) -> None:
+    from cm3leon_jax import stages
+
+    experiment = _experiment(options)
+    stages.open_workdir(experiment, options.workdir)
+    for side, shares in stages.retrieve(experiment, options.workdir).items():
+        shown = ", ".join(f"{name} {share:.3f}" for name, share in shares.items())
+        print(f"{side}: {shown}")
 
 
 def _train(options: argparse.Namespace) -> None:
     from cm3leon_jax import stages
 
+    if options.stage == "retriever":
+        stages.train_retriever(*_collect(options), options.workdir)
+        return
     experiment = _experiment(options)
     stages.open_workdir(experiment, options.workdir)
     print(f"bundle: {stages.train_transformer(experiment, options.workdir)}")
@@ -225,6 +260,7 @@ def _sample(options: argparse.Namespace) -> None:
         temperature=options.temperature,
         top_p=options.top_p,
         top_k=options.top_k,
+        documents=options.documents,
         seed=options.seed,
     )
     columns = min(len(images), 8)
@@ -234,7 +270,7 @@ def _sample(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from cm3leon_jax.checkpoint import write_json
-    from cm3leon_jax.data.prepare import collect
+    from cm3leon_jax.data.collection import collect
     from cm3leon_jax.decoding.generator import load
     from cm3leon_jax.evaluation.run import evaluate, write_images
 
@@ -243,7 +279,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     generator = load(options.bundle)
     experiment = _with_data(generator.experiment, options)
     collection = collect(experiment.data, experiment.image_tokenizer.size)
-    result = evaluate(generator, collection, "held_out", options.count, options.seed)
+    result = evaluate(
+        generator, collection, "held_out", options.count, options.seed, options.documents
+    )
     print(json.dumps(result.scores, indent=2))
     if options.out:
         write_json(options.out, result.scores)
@@ -256,6 +294,9 @@ def _inspect(options: argparse.Namespace) -> None:
     if options.what == "config":
         for name, value in to_flat(experiment).items():
             print(f"{name} = {value!r}")
+        return
+    if options.what == "documents":
+        _inspect_documents(options)
         return
     from cm3leon_jax.tokens.document import Document, Image, Text
     from cm3leon_jax.tokens.objective import statistics
@@ -273,10 +314,22 @@ def _inspect(options: argparse.Namespace) -> None:
         print(f"  {name.replace('_', ' '):24} {share:7.2%}")
 
 
+def _inspect_documents(options: argparse.Namespace) -> None:
+    from cm3leon_jax import stages
+    from cm3leon_jax.checkpoint import read_experiment
+    from cm3leon_jax.evaluation.report import write_text
+
+    if options.workdir is None:
+        raise ValueError("--workdir: name the folder of a run whose documents are prepared")
+    experiment = options.experiment or read_experiment(options.workdir)
+    write_text(options.out, stages.show_documents(experiment, options.workdir, options.rows))
+    print(f"open {options.out}")
+
+
 def _collect(options: argparse.Namespace) -> "tuple[config.Experiment, Collection]":
     """The experiment, now that of the work directory, and its data, read."""
     from cm3leon_jax import stages
-    from cm3leon_jax.data.prepare import collect
+    from cm3leon_jax.data.collection import collect
 
     experiment = _experiment(options)
     collection = collect(experiment.data, experiment.image_tokenizer.size)
@@ -297,4 +350,6 @@ def _with_data(experiment: config.Experiment, options: argparse.Namespace) -> co
     names = {"source": "data", "font": "font", "max_bad_fraction": "max_bad_fraction"}
     given = {field: getattr(options, name) for field, name in names.items()}
     changes = {field: value for field, value in given.items() if value is not None}
+    if options.allow_licenses:
+        changes["allow_licenses"] = tuple(options.allow_licenses)
     return replace(experiment, data=replace(experiment.data, **changes))

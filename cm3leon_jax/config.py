@@ -6,9 +6,9 @@ the fix. `presets` has the shipped experiments; `from_dict` and `fields.to_dict`
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from cm3leon_jax.fields import build, require, to_dict
+from cm3leon_jax.fields import build, require, require_choice, to_dict
 from cm3leon_jax.network_config import ImageTokenizer, Model, Optimizer, Retriever, Train
 
 __all__ = [
@@ -101,17 +101,21 @@ class Retrieval:
     """Which documents stand in front of another one (paper section 2.1).
 
     For each, `by_text` are found with its text and `by_image` with its image; in training as many
-    as a uniform draw from `least` to `most` says are taken from them anew every epoch.
+    as a uniform draw from `least` to `most` says are taken from them anew every epoch, and none in
+    the share of the examples that stands `alone`.
     """
 
     least: int = 0
     most: int = 0  # 0: no retrieval
+    alone: float = 0.0
     by_text: int = 2
     by_image: int = 2
     candidates: int = 64  # nearest documents among which the rules choose
     max_score: float = 0.9  # a document that matches the query better is a near copy
     max_similarity: float = 0.9  # a document nearer to one already taken adds nothing
     query_dropout: float = 0.2  # share of a query's tokens left out
+    search: Literal["exact", "approximate", "faiss"] = "exact"  # on all devices; or on the host
+    index_gib: float = 16.0  # of memory for FAISS: exact where the vectors fit, else IVF-PQ
 
     def __post_init__(self) -> None:
         rule = "must be >= 0 and <= retrieval.most"
@@ -123,11 +127,14 @@ class Retrieval:
         require(self.most <= found, "retrieval.most", self.most, rule)
         rule = f"must be at least retrieval.by_text + by_image = {found}"
         require(self.candidates >= found, "retrieval.candidates", self.candidates, rule)
+        for name in ("alone", "query_dropout"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"retrieval.{name}", value, "must be >= 0 and < 1")
         for name in ("max_score", "max_similarity"):
             value = getattr(self, name)
             require(-1 < value <= 1, f"retrieval.{name}", value, "is a cosine; use > -1 and <= 1")
-        value = self.query_dropout
-        require(0 <= value < 1, "retrieval.query_dropout", value, "must be >= 0 and < 1")
+        require_choice("retrieval.search", self.search, ("exact", "approximate", "faiss"))
+        require(self.index_gib > 0, "retrieval.index_gib", self.index_gib, "must be > 0")
 
 
 @dataclass(frozen=True)

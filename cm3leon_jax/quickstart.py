@@ -3,7 +3,7 @@
 import json
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from cm3leon_jax import config, presets, stages
 from cm3leon_jax.checkpoint import write_json
-from cm3leon_jax.data.prepare import collect
+from cm3leon_jax.data.collection import collect
+from cm3leon_jax.data.prepare import prepare
+from cm3leon_jax.data.shards import Shards
 from cm3leon_jax.decoding.generator import load
 from cm3leon_jax.evaluation import report
 from cm3leon_jax.evaluation.run import MEASURES, Evaluation, evaluate
@@ -22,10 +24,16 @@ from cm3leon_jax.training.metrics import read_metrics
 
 SCORED = 512  # held-out captions
 SHOWN = 24
-TRAINING = ("text tokenizer", "image tokenizer", "transformer")
+TRAINING = ("text tokenizer", "image tokenizer", "retriever", "transformer")
+NETWORKS = ("image_tokenizer", "retriever", "transformer")
 CURVES = {
     "Transformer: loss in nats per token": ("transformer", "text_loss", "image_loss"),
     "Transformer: held-out loss": ("transformer", "held_out_text_loss", "held_out_image_loss"),
+    "Transformer: what retrieved documents are worth, nats per token": (
+        "transformer",
+        "retrieval_gain",
+    ),
+    "Retriever: recall among held-out pairs": ("retriever", "image_to_text", "text_to_image"),
     "Image tokenizer: PSNR in dB": ("image_tokenizer", "psnr", "held_out_psnr"),
 }
 
@@ -40,19 +48,32 @@ def quickstart(experiment: config.Experiment, workdir: Path) -> dict[str, Any]:
         stages.train_text_tokenizer(experiment, collection, workdir)
     with clock("image tokenizer", workdir / "image_tokenizer" / "network"):
         stages.train_image_tokenizer(experiment, collection, workdir)
+    if experiment.retrieval.most:
+        with clock("retriever", workdir / "retriever" / "network"):
+            stages.train_retriever(experiment, collection, workdir)
     with clock("documents", workdir / "documents" / "skipped.txt"):
-        stages.prepare_documents(experiment, collection, workdir)
+        prepare(experiment, workdir)
+    if experiment.retrieval.most:
+        with clock("neighbours", workdir / "neighbours" / "held_out.json"):
+            stages.retrieve(experiment, workdir)
     with clock("transformer", workdir / "bundle"):
         bundle = stages.train_transformer(experiment, workdir)
     with clock("evaluation"):
         generator = load(bundle)
-        held_out = evaluate(generator, collection, "held_out", SCORED)
+        counts = range(experiment.retrieval.most + 1)
+        by_count = [evaluate(generator, collection, "held_out", SCORED, 0, n) for n in counts]
         trained = evaluate(generator, collection, "train", SHOWN)
-    logs = {name: read_metrics(workdir / name) for name in ("image_tokenizer", "transformer")}
+        gain = stages.measure_gain(experiment, workdir, generator.transformer, SCORED)
+    held_out = by_count[experiment.decode.documents]
+    logs = {name: read_metrics(workdir / name) for name in NETWORKS if (workdir / name).exists()}
     results = {
         "held_out": held_out.scores,
+        "held_out_by_documents": {n: found.scores for n, found in zip(counts, by_count)},
+        "retrieval_gain": gain and gain._asdict(),
         "trained_on": trained.scores,
-        "documents": {"train": len(collection.train), "held_out": len(collection.held_out)},
+        "documents": {
+            side: len(Shards(workdir / "documents", side)) for side in ("train", "held_out")
+        },
         "skipped": len((workdir / "documents" / "skipped.txt").read_text().splitlines()),
         "licenses": json.loads((workdir / "documents" / "licenses.json").read_text()),
         "parameters": experiment.model.parameters,
@@ -61,7 +82,7 @@ def quickstart(experiment: config.Experiment, workdir: Path) -> dict[str, Any]:
         "config": to_dict(experiment),
     }
     write_json(workdir / "results.json", results)
-    page = _page(experiment, workdir, results, logs, held_out, trained)
+    page = _page(experiment, workdir, results, logs, by_count, trained)
     report.write_text(workdir / "report.html", page)
     return results
 
@@ -101,7 +122,9 @@ def stage_commands(experiment: config.Experiment, workdir: Path) -> list[str]:
     return [
         f"cm3leon tokenizer text {recipe} --workdir {folder}",
         f"cm3leon tokenizer image --workdir {folder}",
+        f"cm3leon train --stage retriever --workdir {folder}",
         f"cm3leon prepare --workdir {folder}",
+        f"cm3leon retrieve --workdir {folder}",
         f"cm3leon train --workdir {folder}",
         f"cm3leon evaluate {bundle} --data {shlex.quote(source)}",
         f'cm3leon sample {bundle} "..." --n 8 --out grid.png',
@@ -113,9 +136,10 @@ def _page(
     workdir: Path,
     results: Mapping[str, Any],
     logs: Mapping[str, Any],
-    held_out: Evaluation,
+    by_count: Sequence[Evaluation],
     trained: Evaluation,
 ) -> str:
+    held_out = by_count[experiment.decode.documents]
     seconds = results["seconds"]
     minutes = sum(seconds.get(stage, 0) for stage in TRAINING) / 60
     summary = (
@@ -135,14 +159,16 @@ def _page(
     drawings = [
         report.curves(title, {name: logs[folder].get(name, []) for name in names})
         for title, (folder, *names) in CURVES.items()
+        if folder in logs
     ]
     return report.page(
         f"CM3Leon quickstart: {Path(experiment.data.source).name}",
         [
             report.paragraph(summary),
             report.section(
-                "Scores on held-out documents",
-                report.table(("measure", "value", "95 % interval"), _rows(held_out.scores)),
+                "Scores on held-out documents, by the number of retrieved documents in front",
+                report.table(*_score_table(by_count)),
+                report.paragraph(_describe(results["retrieval_gain"])),
                 *(report.paragraph(f"{name}: {meaning}") for name, meaning in MEASURES.items()),
             ),
             report.section(
@@ -176,14 +202,30 @@ def _cards(evaluation: Evaluation, made: NDArray[np.uint8]) -> str:
     return report.cards([([truth, image], text) for truth, image, text in triples][:SHOWN])
 
 
-def _rows(scores: Mapping[str, Any], prefix: str = "") -> list[tuple[object, ...]]:
-    rows: list[tuple[object, ...]] = []
+def _score_table(by_count: Sequence[Evaluation]) -> tuple[list[str], list[list[object]]]:
+    """Head and rows: a measure, then its value for 0, 1, ... retrieved documents."""
+    columns = [dict(_values(evaluation.scores)) for evaluation in by_count]
+    head = ["measure", *(f"{n} document{'s' * (n != 1)}" for n in range(len(columns)))]
+    return head, [[name, *(column[name] for column in columns)] for name in columns[0]]
+
+
+def _values(scores: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
     for name, value in scores.items():
         label = f"{prefix}{name}".replace("_", " ")
         if not isinstance(value, Mapping):
-            rows.append((label, value, ""))
+            yield label, value
         elif "mean" in value:
-            rows.append((label, value["mean"], f"{value['low']:.3f} to {value['high']:.3f}"))
+            yield label, f"{value['mean']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
         else:
-            rows += _rows(value, f"{label}: ")
-    return rows
+            yield from _values(value, f"{label}: ")
+
+
+def _describe(gain: Mapping[str, float] | None) -> str:
+    if gain is None:
+        return "No held-out document has retrieved ones in front of it."
+    return (
+        f"retrieval gain: {gain['gain']:.3f} nats per token ({gain['low']:.3f} to"
+        f" {gain['high']:.3f}) over {gain['documents']} held-out documents; their own loss is"
+        f" {gain['with_documents']:.3f} behind retrieved documents and"
+        f" {gain['without_documents']:.3f} alone. Intervals are of 95 %."
+    )

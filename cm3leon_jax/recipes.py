@@ -43,7 +43,7 @@ def find(name: str, kind: Kind) -> Path:
                 return candidate
     known = sorted(p.relative_to(shipped).as_posix() for p in shipped.rglob(f"*{SUFFIX[kind]}"))
     same = [entry for entry in known if Path(entry).stem == Path(name).stem]
-    hint = f"did you mean {same[0]}?" if same else _nearest(name, known)
+    hint = f"did you mean {same[0]}?" if same else nearest(name, known)
     raise ValueError(f"recipe {name!r}: no such file or shipped recipe; {hint}")
 
 
@@ -118,7 +118,7 @@ def from_gin(files: Sequence[str], overrides: Mapping[str, str] | None = None) -
     gin's configuration is process-wide: it is empty before and after.
     Raises ValueError naming file and field, with the nearest known ones.
     """
-    with _fresh_gin() as gin:
+    with fresh_gin() as gin:
         for path in [find(name, "gin") for name in files]:
             try:
                 gin.parse_config_file(str(path))
@@ -132,7 +132,7 @@ def from_gin(files: Sequence[str], overrides: Mapping[str, str] | None = None) -
 
 
 @contextlib.contextmanager
-def _fresh_gin() -> Iterator[Any]:
+def fresh_gin() -> Iterator[Any]:
     """The gin library without bindings, whose files and includes are found by `find`."""
     import gin
 
@@ -159,10 +159,10 @@ def _explain(path: Path, error: Exception) -> str:
     elif found := re.search(r"\.(\w+)' doesn't have a parameter named '(\w+)'", text):
         kind, field = found.groups()
         known = [entry.name for entry in dataclasses.fields(getattr(config, kind))]
-        message = f"{kind} has no field {field!r}; {_nearest(field, known)}"
+        message = f"{kind} has no field {field!r}; {nearest(field, known)}"
     elif found := re.search(r"Couldn't resolve selector config\.(\w+)", text):
         known = [key for key, value in vars(config).items() if dataclasses.is_dataclass(value)]
-        message = f"config has no {found[1]!r}; {_nearest(found[1], known)}"
+        message = f"config has no {found[1]!r}; {nearest(found[1], known)}"
     return f"{place}: {message}"
 
 
@@ -178,7 +178,7 @@ def _bindings(gin: Any) -> dict[str, Any]:
         if (scope, _name(selector)) not in seen:
             places = [place for place, name in seen if name == _name(selector) and place]
             here = f"{scope}/config.{_name(selector)}".lstrip("/")
-            raise ValueError(f"{here}: not a place in the experiment; {_nearest(scope, places)}")
+            raise ValueError(f"{here}: not a place in the experiment; {nearest(scope, places)}")
     return content
 
 
@@ -227,6 +227,6 @@ def _name(selector: str) -> str:
     return selector.rpartition(".")[2]
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
+def nearest(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(known))}"

@@ -4,7 +4,7 @@ Parameters name their logical axes once, where they are made (`nnx.Param(value, 
 optimizer moments inherit the names. STORE says how arrays rest, COMPUTE how activations work:
 weights rest split over `fsdp` and are gathered layer by layer, activations are split by batch.
 
-Logical axes: batch seq embed heads kv_heads head mlp vocab layers codes features.
+Logical axes: batch seq embed heads kv_heads head mlp vocab layers codes features pieces.
 Mesh axes: data fsdp tensor.
 """
 

@@ -2,7 +2,9 @@
 
     text.model          text tokenizer
     image_tokenizer/    checkpoints, logs and the finished network of the image tokenizer
-    documents/          token documents: train and held_out, skipped.txt
+    retriever/          the same of the retriever
+    documents/          coded records and vectors: train and held_out, skipped.txt
+    neighbours/         which documents of train belong in front of each
     transformer/        checkpoints and logs of the transformer
     bundle/             what `load` opens
 
@@ -10,52 +12,74 @@ Every stage leaves its result under its final name only when it is complete, fin
 the stages before it there, and resumes its own training from the newest checkpoint.
 """
 
-import json
-import shutil
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from numpy.typing import NDArray
 
 from cm3leon_jax import checkpoint, config
-from cm3leon_jax.data.loader import image_batches, token_batches
+from cm3leon_jax.bundle import write_bundle
+from cm3leon_jax.data.collection import Collection, captioned
+from cm3leon_jax.data.examples import Examples, Source
+from cm3leon_jax.data.loader import fixed_batch, image_batches, pair_batches, token_batches
+from cm3leon_jax.data.networks import open_image_tokenizer, open_text, require_result
 from cm3leon_jax.data.pictures import grid
-from cm3leon_jax.data.prepare import Collection, keep_fitting, tokenize
-from cm3leon_jax.data.shards import Shards, TokenDocument, write_shards
+from cm3leon_jax.data.tasks import resolve
 from cm3leon_jax.decoding.generator import Generator
+from cm3leon_jax.evaluation.documents import page
+from cm3leon_jax.evaluation.gain import Gain, retrieval_gain
+from cm3leon_jax.evaluation.retrieval import recall
+from cm3leon_jax.evaluation.rows import Watched
 from cm3leon_jax.evaluation.run import psnr
 from cm3leon_jax.fields import to_flat
 from cm3leon_jax.interop.efficientnet import load_features
+from cm3leon_jax.mapped import Mapped
+from cm3leon_jax.models.clip import embed_pictures, embed_texts, text_batch
 from cm3leon_jax.models.image_codes import decode_codes, encode_pictures
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.models.vqgan import VQGAN
-from cm3leon_jax.sharding import make_mesh, shardings
+from cm3leon_jax.retrieval.index import Search, build_faiss, choose_kind
+from cm3leon_jax.retrieval.join import explain, join, summarize
+from cm3leon_jax.retrieval.memory import Documents, Memory
+from cm3leon_jax.retrieval.mesh_search import MeshSearch
+from cm3leon_jax.sharding import make_mesh
 from cm3leon_jax.tokens.document import Document, Image, Text
+from cm3leon_jax.tokens.objective import rng_for
 from cm3leon_jax.tokens.text import TextTokenizer
-from cm3leon_jax.tokens.vocabulary import Vocabulary
 from cm3leon_jax.training import image_tokenizer as tokenizer_training
+from cm3leon_jax.training import retriever as retriever_training
 from cm3leon_jax.training.loop import fit
 from cm3leon_jax.training.optimizer import make_optimizer, make_schedule
 from cm3leon_jax.training.step import eval_step, init_state, train_step
 
 SHOWN = 16  # held-out documents in the sample grids of a run
-
+CANDIDATES = 200  # held-out pairs among which the retriever's recall is measured
+GAINED = 64  # held-out documents whose loss is compared with and without the retrieved ones
 
 # What each result was made from; a name that ends in a dot stands for all fields below it.
-DATA = ("data.source", "data.count", "data.seed", "data.held_out")
+DATA = ("data.source", "data.fields", "data.allow_licenses", "data.count", "data.seed")
+SAMPLE = (*DATA, "data.sample", "data.held_out")
 TRAIN = ("train.steps", "train.batch", "train.seed")
 MADE_FROM = {
-    "text.model": (*DATA, "model.text_pieces"),
-    "image_tokenizer": (*DATA, "image_tokenizer."),
-    "documents": (*DATA, "data.row_length", "image_tokenizer.", "model.specials"),
-    "transformer": ("model.", "objective.", "optimizer.", *TRAIN),
+    "text.model": (*SAMPLE, "model.text_pieces"),
+    "image_tokenizer": (*SAMPLE, "image_tokenizer."),
+    "retriever": (*SAMPLE, "retriever.", "model.text_pieces"),
+    "documents": (
+        *(*DATA, "data.held_out", "data.part", "data.row_length", "image_tokenizer."),
+        *("model.specials", "retriever.", "retrieval.query_dropout"),
+    ),
+    "neighbours": (
+        *("retrieval.by_text", "retrieval.by_image", "retrieval.candidates"),
+        *("retrieval.max_score", "retrieval.max_similarity"),
+    ),
+    "transformer": ("model.", "objective.", "optimizer.", "retrieval.", "data.mixture", *TRAIN),
 }
 
 
@@ -78,7 +102,7 @@ def open_workdir(experiment: config.Experiment, workdir: Path) -> None:
 
 def train_text_tokenizer(
     experiment: config.Experiment, collection: Collection, workdir: Path
-) -> TextTokenizer:
+) -> None:
     """Trains on the texts of the training examples; at most `model.text_pieces` pieces."""
     path = workdir / "text.model"
     if not path.exists():
@@ -87,12 +111,11 @@ def train_text_tokenizer(
             TextTokenizer.train(texts, path, pieces=experiment.model.text_pieces)
         except ValueError as error:
             raise ValueError(f"model.text_pieces: {error}") from error
-    return TextTokenizer.load(path)
 
 
 def train_image_tokenizer(
     experiment: config.Experiment, collection: Collection, workdir: Path
-) -> VQGAN:
+) -> None:
     """Trains the VQGAN; its sample grids show held-out pictures above their reconstructions.
 
     A perceptual weight takes its features from the installed EfficientNet package.
@@ -116,148 +139,153 @@ def train_image_tokenizer(
         batches = image_batches(train, c.train.batch, c.train.seed)
         state = fit(step, init, batches, c.train, mesh, folder, "images", show)
         checkpoint.save_network(network, state.model)
-    return load_image_tokenizer(experiment, workdir)
 
 
-def load_text_tokenizer(workdir: Path) -> TextTokenizer:
-    """The finished text tokenizer of a work directory."""
-    _require_result(workdir, "text.model", "tokenizer text")
-    return TextTokenizer.load(workdir / "text.model")
+def train_retriever(experiment: config.Experiment, collection: Collection, workdir: Path) -> None:
+    """Trains the two-tower encoder on the captioned pictures; logs its held-out recall."""
+    c, folder = experiment.retriever, workdir / "retriever"
+    if (folder / "network").exists():
+        return
+    text, pieces = open_text(workdir), experiment.model.text_pieces
+    captions, images = captioned(collection.train)
+    texts = text_batch([text.encode(caption) for caption in captions], c, pieces)
+    known, shown = captioned(collection.held_out)
+    queries = [text.encode(caption) for caption in known[:CANDIDATES]]
+
+    def show(state: Any, step: int) -> tuple[Mapping[str, float], Mapping[str, NDArray]]:
+        found = embed_pictures(state.model, shown[:CANDIDATES]), embed_texts(state.model, queries)
+        return recall(*found), {}
+
+    mesh = make_mesh(experiment.mesh)
+    batches = pair_batches(images, texts, c.train.batch, c.train.seed)
+    init = partial(retriever_training.init_state, c, pieces)
+    step = retriever_training.make_train_step(c)
+    state = fit(step, init, batches, c.train, mesh, folder, "pairs", show)
+    checkpoint.save_network(folder / "network", state.model)
 
 
-def load_image_tokenizer(experiment: config.Experiment, workdir: Path) -> VQGAN:
-    """The finished image tokenizer of a work directory."""
-    _require_result(workdir, "image_tokenizer/network", "tokenizer image")
-    build = lambda key: VQGAN(experiment.image_tokenizer, rngs=nnx.Rngs(key))  # noqa: E731
-    form = jax.eval_shape(build, jax.random.key(0))
-    at = shardings(form, make_mesh(experiment.mesh))
-    return checkpoint.load_network(workdir / "image_tokenizer" / "network", form, at)
+def retrieve(experiment: config.Experiment, workdir: Path) -> dict[str, Mapping[str, float]]:
+    """Finds the neighbours of every document among those to train on: `neighbours/`.
 
-
-def prepare_documents(
-    experiment: config.Experiment, collection: Collection, workdir: Path
-) -> tuple[Shards, Shards]:
-    """Writes token documents; returns those to train on and those held out."""
-    c, folder = experiment, workdir / "documents"
-    finished = folder / "skipped.txt"  # written last
-    if not finished.exists():
-        text = load_text_tokenizer(workdir)
-        tokenizer = load_image_tokenizer(c, workdir)
-        skipped = collection.skipped
-        train, held_out = (
-            keep_fitting(side, text, c, skipped) for side in (collection.train, collection.held_out)
-        )
-        skipped.check(c.data.max_bad_fraction)
-        encode = partial(encode_pictures, tokenizer)
-        for name, examples in (("train", train), ("held_out", held_out)):
-            documents = tokenize(examples, text, encode, c.model)
-            write_shards(documents, folder, name)
-        kept = [*train, *held_out]
-        checkpoint.write_json(folder / "licenses.json", Counter(e.license for e in kept))
-        skipped.write(finished)
-    return Shards(folder, "train"), Shards(folder, "held_out")
+    Returns, for each side, how many neighbours documents have, and how often which rule refused a
+    candidate of theirs.
+    """
+    require_result(workdir, "documents/skipped.txt")
+    rules, folder = experiment.retrieval, workdir / "documents"
+    if not rules.most:
+        raise ValueError("retrieval.most=0: this experiment has no retrieval; give it documents")
+    vectors = Mapped(folder, "train.vectors")
+    memory = Memory(vectors, _make_search(rules, vectors, folder))
+    summary: dict[str, Mapping[str, float]] = {}
+    for side in ("train", "held_out"):
+        queries, same = Mapped(folder, f"{side}.vectors"), side == "train"
+        found = join(queries, memory, rules, workdir / "neighbours", side, same)
+        summary[side] = summarize(found)
+        summary[f"rules, {side}"] = explain(queries, memory, rules, same)
+    return summary
 
 
 def train_transformer(experiment: config.Experiment, workdir: Path) -> Path:
     """Trains on the prepared documents and writes the bundle; returns its folder.
 
-    Its sample grids show the pictures of held-out documents, as the image tokenizer decodes them,
-    above what the model draws for their texts.
+    Its log has the losses of held-out documents, what their retrieved documents are worth to them,
+    and grids of their pictures above what the model draws for their texts.
     """
     c, bundle = experiment, workdir / "bundle"
     if bundle.exists():
         return bundle
-    _require_result(workdir, "documents/skipped.txt", "prepare")
-    train, held_out = (Shards(workdir / "documents", name) for name in ("train", "held_out"))
-    tokenizer = load_image_tokenizer(c, workdir)
-    text = load_text_tokenizer(workdir)
-    mesh = make_mesh(c.mesh)
+    require_result(workdir, "documents/skipped.txt")
+    mesh, text = make_mesh(c.mesh), open_text(workdir)
+    tokenizer = _open_tokenizer(c, workdir)
     optimizer = make_optimizer(c.optimizer, c.train.steps)
     schedule = make_schedule(c.optimizer, c.train.steps)
     codebook = tokenizer.codebook if c.model.code_features else None
     init = lambda key: init_state(c, optimizer, key, codebook)  # noqa: E731
-    unknown = [held_out[i] for i in range(min(len(held_out), 256))]
-    captions, codes = captioned(unknown, SHOWN, Vocabulary.of(c.model))
-    prompts = [text.decode(caption.ids) for caption in captions]
-    truths = [decode_codes(tokenizer, np.array([image.codes]))[0] for image in codes]
+
+    held_out = open_held_out(c, workdir)
+    held_out_batch = fixed_batch(held_out, c)
+    documents = (held_out.document(i, rng_for(0, 0, i)) for i in range(len(held_out)))
+    pairs = list(islice(filter(None, map(first_pair, documents)), SHOWN))
+    prompts = [text.decode(caption.ids) for caption, _ in pairs]
+    truths = [decode_codes(tokenizer, np.array([image.codes]))[0] for _, image in pairs]
     evaluate = jax.jit(partial(eval_step, c))
-    held_out_batch = next(iter(token_batches(unknown, c)))
 
     def show(state: Any, step: int) -> tuple[Mapping[str, float], Mapping[str, NDArray]]:
         losses = jax.device_get(evaluate(state.model, held_out_batch))
-        numbers = {f"held_out_{name}": float(value) for name, value in losses.items()}
+        # A loss of 0 is one of places where the batch has no tokens.
+        numbers = {f"held_out_{name}": float(value) for name, value in losses.items() if value}
+        if gain := measure_gain(c, workdir, state.model, GAINED):
+            numbers["retrieval_gain"] = gain.gain
         if not prompts:
             return numbers, {}
         drawn = Generator(c, text, state.model, tokenizer).images(prompts)
         picture = grid([*truths, *map(np.asarray, drawn)], len(prompts))
         return numbers, {"truth above samples": picture}
 
-    batches = token_batches(train, c)
+    sources = resolve(c.data.mixture, workdir)
+    batches = token_batches(sources, text, c)
     step = partial(train_step, c, optimizer, schedule)
     state = fit(step, init, batches, c.train, mesh, workdir / "transformer", "tokens", show)
     write_bundle(c, workdir, state.model)
     return bundle
 
 
-def write_bundle(experiment: config.Experiment, workdir: Path, transformer: Transformer) -> None:
-    """Assembles the self-contained bundle under a temporary name, then renames it."""
-    bundle, unfinished = workdir / "bundle", workdir / "bundle.part"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    source = experiment.data.source  # a bundle holds no paths of the machine that made it
-    data = replace(experiment.data, source=Path(source).name, font="")
-    experiment = replace(experiment, data=data)
-    checkpoint.write_experiment(unfinished, experiment)
-    shutil.copy(workdir / "text.model", unfinished / "text.model")
-    shutil.copytree(workdir / "image_tokenizer" / "network", unfinished / "image_tokenizer")
-    checkpoint.save_network(unfinished / "transformer", transformer)
-    licenses = json.loads((workdir / "documents" / "licenses.json").read_text())
-    (unfinished / "card.md").write_text(card(experiment, licenses))
-    unfinished.rename(bundle)
+def show_documents(experiment: config.Experiment, workdir: Path, rows: int) -> str:
+    """An HTML page of the first rows that training reads (`evaluation.documents`)."""
+    require_result(workdir, "documents/skipped.txt")
+    c = config.replace(experiment, {"train.batch": rows, "train.accumulate": 1, "data.workers": 0})
+    text, tokenizer = open_text(workdir), _open_tokenizer(c, workdir)
+    sources = resolve(c.data.mixture, workdir)
+    watched = [Watched.open(source, text, c) for source, _ in sources]
+    rates = [rate for _, rate in sources]
+    batch = next(iter(token_batches(list(zip(watched, rates)), text, c)))
+    origins = [origin for source in watched for origin in source.origins]
+    return page(batch, origins, text, partial(decode_codes, tokenizer), c)
 
 
-def card(experiment: config.Experiment, licenses: Mapping[str, int]) -> str:
-    """The model card: what it is, from what data under which licences, how to open it."""
-    c = experiment
-    places = c.train.steps * c.train.batch * c.data.row_length
-    counts = "\n".join(f"| {name or 'not stated'} | {n:,} |" for name, n in licenses.items())
-    return f"""# A CM3Leon model
+def measure_gain(
+    experiment: config.Experiment, workdir: Path, transformer: Transformer, count: int
+) -> Gain | None:
+    """`retrieval_gain` over evenly spaced held-out documents, with as many retrieved as may be.
 
-{c.model.parameters:,} parameters, context {c.model.context} tokens, images of \
-{c.image_tokenizer.size} x {c.image_tokenizer.size} pixels in {c.model.image_tokens} codes.
-Trained with the CM3 objective for {c.train.steps:,} steps of {c.train.batch} rows \
-({places:,} places) on `{c.data.source}`, {c.data.held_out:.0%} of the documents held out.
-
-| licence of the documents | count |
-|---|---:|
-{counts}
-
-```python
-import cm3leon_jax as cm3
-
-generator = cm3.load("bundle")
-generator.images("...", n=4)
-```
-
-It knows what its training data showed and nothing else.
-"""
+    None where none of them has a neighbour.
+    """
+    rules = replace(experiment.retrieval, least=experiment.retrieval.most, alone=0.0)
+    held_out = open_held_out(replace(experiment, retrieval=rules), workdir)
+    chosen = np.linspace(0, len(held_out) - 1, min(count, len(held_out))).round().astype(int)
+    documents = [held_out.document(i, rng_for(0, 0, i)) for i in chosen.tolist()]
+    has_some = any(document.retrieved for document in documents)
+    return retrieval_gain(experiment, transformer, documents) if has_some else None
 
 
-def captioned(
-    documents: Sequence[TokenDocument], count: int, vocabulary: Vocabulary
-) -> tuple[list[Text], list[Image]]:
-    """The first text and first image of the first `count` documents that have both."""
-    texts: list[Text] = []
-    images: list[Image] = []
-    for document in documents:
-        segments = Document.from_ids(document.ids, vocabulary).segments
-        text = next((s for s in segments if isinstance(s, Text)), None)
-        image = next((s for s in segments if isinstance(s, Image)), None)
-        if text and image and len(texts) < count:
-            texts.append(text)
-            images.append(image)
-    return texts, images
+def open_held_out(experiment: config.Experiment, workdir: Path) -> Examples:
+    """The held-out documents of a work directory, with their neighbours if it has retrieval."""
+    if experiment.retrieval.most:
+        require_result(workdir, "neighbours/held_out.json")
+    source = Source("held_out", workdir, "held_out")
+    return Examples.open(source, open_text(workdir), experiment)
 
 
-def _require_result(workdir: Path, name: str, verb: str) -> None:
-    if not (workdir / name).exists():
-        raise ValueError(f"{workdir / name} is missing; run: cm3leon {verb} --workdir {workdir}")
+def first_pair(document: Document) -> tuple[Text, Image] | None:
+    """The first text and the first image of a document that has both."""
+    text = next((s for s in document.segments if isinstance(s, Text)), None)
+    image = next((s for s in document.segments if isinstance(s, Image)), None)
+    return (text, image) if text and image else None
+
+
+def _make_search(rules: config.Retrieval, vectors: Mapped, folder: Path) -> Search:
+    """The search that `retrieval.search` names; that of FAISS is saved for the bundle's memory."""
+    if rules.search != "faiss":
+        exact = rules.search == "exact"
+        dtype, share = (jnp.float32, 1.0) if exact else (jnp.bfloat16, 0.95)
+        return MeshSearch(Documents(vectors), make_mesh(config.Mesh()), dtype, share)
+    count, _, width = vectors.shape
+    kind = choose_kind(count, width, int(rules.index_gib * 2**30))
+    index = build_faiss(Documents(vectors), kind)
+    index.save(folder, "train", {"retriever": vectors.meta["retriever"]})
+    return index
+
+
+def _open_tokenizer(experiment: config.Experiment, workdir: Path) -> VQGAN:
+    folder = require_result(workdir, "image_tokenizer/network")
+    return open_image_tokenizer(experiment, folder, make_mesh(experiment.mesh))

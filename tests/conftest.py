@@ -1,6 +1,8 @@
 """Eight simulated devices for every test, and one small experiment that all of them share."""
 
 import os
+import tempfile
+from functools import cache
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -9,9 +11,9 @@ import numpy as np
 import pytest
 
 from cm3leon_jax import config
-from cm3leon_jax.data.shards import TokenDocument
-from cm3leon_jax.tokens.document import Document, Image, Text
-from cm3leon_jax.tokens.vocabulary import Vocabulary
+from cm3leon_jax.data.examples import Examples
+from cm3leon_jax.data.shards import CodedRecord
+from cm3leon_jax.tokens.text import TextTokenizer
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -63,6 +65,26 @@ CHAMELEON = {
     "model.kv_heads": 2,
 }
 
+RETRIEVER = {
+    "retriever.size": 8,
+    "retriever.patch": 4,
+    "retriever.width": 16,
+    "retriever.layers": 1,
+    "retriever.heads": 2,
+    "retriever.text_width": 16,
+    "retriever.text_layers": 1,
+    "retriever.text_heads": 2,
+    "retriever.text_tokens": 16,
+    "retriever.embedding": 16,
+    "retriever.dtype": "float32",
+    "retriever.train.steps": 4,
+    "retriever.train.batch": 8,
+    "retriever.train.log_every": 1,
+    "retriever.train.sample_every": 100,
+    "retriever.train.save_every": 4,
+    "retrieval.most": 2,
+}
+
 
 @pytest.fixture
 def small() -> config.Experiment:
@@ -70,13 +92,27 @@ def small() -> config.Experiment:
     return config.replace(config.Experiment(), SMALL)
 
 
-def make_documents(c: config.Experiment, count: int = 40) -> list[TokenDocument]:
-    """Random caption-image documents."""
+WORDS = ("a", "bad", "cab", "dad", "ace", "bead", "decade", "facade")
+
+
+@cache
+def make_text(pieces: int = SMALL["model.text_pieces"]) -> TextTokenizer:
+    """A text tokenizer whose pieces are most of WORDS."""
+    with tempfile.TemporaryDirectory() as folder:
+        return TextTokenizer.train([" ".join(WORDS)] * 9, f"{folder}/text.model", pieces)
+
+
+def make_documents(c: config.Experiment, count: int = 400) -> list[CodedRecord]:
+    """Random caption-image records."""
     rng = np.random.default_rng(0)
     made = []
     for i in range(count):
-        text = rng.integers(0, c.model.text_pieces, rng.integers(2, 9))
-        codes = rng.integers(0, c.model.image_codes, c.model.image_tokens)
-        ids = Document((Text(text), Image(codes))).to_ids(Vocabulary.of(c.model))
-        made.append(TokenDocument(f"document-{i}", ids, ()))
+        caption = " ".join(rng.choice(WORDS, rng.integers(2, 9)))
+        codes = rng.integers(0, c.model.image_codes, c.model.image_tokens, np.int32)
+        made.append(CodedRecord(f"document-{i}", (caption, codes)))
     return made
+
+
+def make_examples(c: config.Experiment, count: int = 400) -> Examples:
+    """Those records as a source without neighbours."""
+    return Examples(make_documents(c, count), make_text(), c)

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
-from conftest import SMALL, make_documents
+from conftest import SMALL, make_examples, make_text
 
 from cm3leon_jax import config
 from cm3leon_jax.checkpoint import save_network
@@ -22,7 +22,7 @@ def main(folder: Path, steps: int) -> None:
     optimizer = make_optimizer(c.optimizer, c.train.steps)
     init = lambda key: init_state(c, optimizer, key)  # noqa: E731
     step = partial(train_step, c, optimizer, make_schedule(c.optimizer, c.train.steps))
-    batches = token_batches(make_documents(c), c)
+    batches = token_batches([(make_examples(c), 1.0)], make_text(), c)
     state = fit(step, init, batches, c.train, mesh, folder)
     save_network(folder / "final", {"state": state, "position": jax.numpy.array(batches.position)})
 

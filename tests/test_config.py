@@ -71,6 +71,7 @@ SMALL = Model(
         ({"retrieval.most": 5}, "retrieval.most=5: must be at most retrieval.by_text"),
         ({"retrieval.candidates": 3}, "retrieval.candidates=3: must be at least"),
         ({"retrieval.max_score": 1.5}, "retrieval.max_score=1.5: is a cosine"),
+        ({"retrieval.alone": 1.0}, "retrieval.alone=1.0: must be >= 0 and < 1"),
         ({"retrieval.query_dropout": 1.0}, "retrieval.query_dropout=1.0: must be >= 0 and < 1"),
         ({"decode.documents": 1}, "decode.documents=1: must be at most retrieval.most=0"),
         ({"retriever.patch": 30}, "retriever.patch=30: must divide retriever.size=224"),

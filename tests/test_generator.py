@@ -8,7 +8,7 @@ from flax import nnx
 from PIL import Image as Pillow
 
 import cm3leon_jax as cm3
-from cm3leon_jax import checkpoint, config, stages
+from cm3leon_jax import bundle, checkpoint, config
 from cm3leon_jax.decoding.engine import pad_prompts
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.models.vqgan import VQGAN
@@ -28,7 +28,7 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> cm3.Generator:
     tokenizer = VQGAN(c.image_tokenizer, rngs=nnx.Rngs(1))
     checkpoint.save_network(workdir / "image_tokenizer" / "network", tokenizer)
     checkpoint.write_json(make(workdir / "documents") / "licenses.json", {"CC0-1.0": 3, "": 1})
-    stages.write_bundle(c, workdir, Transformer(c.model, rngs=nnx.Rngs(0)))
+    bundle.write_bundle(c, workdir, Transformer(c.model, rngs=nnx.Rngs(0)))
     moved = tmp_path_factory.mktemp("elsewhere") / "bundle"  # a bundle holds no absolute paths
     (workdir / "bundle").rename(moved)
     return cm3.load(moved)
@@ -50,7 +50,7 @@ def pixels(images) -> np.ndarray:
 
 
 def test_the_card_counts_documents_by_licence(generator):
-    card = stages.card(generator.experiment, {"CC0-1.0": 3, "": 1})
+    card = bundle.card(generator.experiment, {"CC0-1.0": 3, "": 1})
     assert "| CC0-1.0 | 3 |" in card
     assert "| not stated | 1 |" in card
 
@@ -150,7 +150,7 @@ def test_a_document_is_shown_as_it_was_given(generator):
         ({"top_k": -1}, "top_k=-1"),
         (
             {"prompt": "ring " * 60},
-            r"a prompt of \d+ tokens and 4 new ones exceed model.context=64",
+            r"a prompt of \d+ tokens and 4 new ones exceed model.context=64; shorten",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The chunked cross-entropy equals a plain one, by parts and by gradient."""
+"""The chunked cross-entropy equals a plain one, by parts and by gradient; the contrastive loss."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from cm3leon_jax.models.losses import cross_entropy
+from cm3leon_jax import config
+from cm3leon_jax.models.losses import contrastive, cross_entropy
+from cm3leon_jax.sharding import batch_sharding, make_mesh
 
 B, T, D, V, IMAGE_START = 3, 10, 8, 21, 13
 
@@ -68,3 +70,46 @@ def test_no_weight_gives_zero_and_not_nan(arrays):
     hidden, table, targets, weights = arrays
     sums = cross_entropy(hidden, table, targets, jnp.zeros_like(weights), IMAGE_START, 4)
     assert all(float(value) == 0 for value in sums.means().values())
+
+
+@pytest.fixture
+def pairs():
+    """Unit vectors of 16 pictures and of their texts, and a scale."""
+    vectors = jax.random.normal(jax.random.key(0), (2, 16, D))
+    vectors = vectors.at[1].add(vectors[0])
+    return *(vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)), jnp.float32(7.0)
+
+
+def both_ways(images, texts, scale):
+    logits = scale * images @ texts.T
+    own = jnp.arange(len(images))
+    ways = (logits, logits.T)
+    losses = [optax.softmax_cross_entropy_with_integer_labels(way, own).mean() for way in ways]
+    return (losses[0] + losses[1]) / 2
+
+
+def test_the_contrastive_loss_is_cross_entropy_in_both_directions(pairs):
+    loss, metrics = contrastive(*pairs)
+    np.testing.assert_allclose(loss, both_ways(*pairs), rtol=1e-6)
+    scores = np.asarray(pairs[0] @ pairs[1].T)
+    found = [(way.argmax(axis=1) == np.arange(16)).mean() for way in (scores, scores.T)]
+    assert found[0] != found[1]
+    np.testing.assert_allclose(metrics["accuracy"], np.mean(found), rtol=1e-6)
+    ours = jax.grad(lambda *a: contrastive(*a)[0], argnums=(0, 1, 2))(*pairs)
+    theirs = jax.grad(both_ways, argnums=(0, 1, 2))(*pairs)
+    for a, b in zip(ours, theirs):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+def test_the_contrastive_loss_compares_with_the_pairs_of_all_devices(pairs, sizes):
+    images, texts, scale = pairs
+    mesh = make_mesh(config.Mesh(*sizes))
+    split = [jax.device_put(x, batch_sharding(mesh)) for x in (images, texts)]
+    run = jax.jit(jax.value_and_grad(lambda *a: contrastive(*a)[0], argnums=(0, 1, 2)))
+    with jax.set_mesh(mesh):
+        loss, gradients = run(*split, scale)
+    expected, wanted = run(images, texts, scale)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    for a, b in zip(gradients, wanted):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)

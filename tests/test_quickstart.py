@@ -17,6 +17,12 @@ BRIEF = {
     "image_tokenizer.train.steps": 20,
     "image_tokenizer.train.sample_every": 20,
     "image_tokenizer.train.save_every": 20,
+    "retriever.layers": 1,
+    "retriever.text_layers": 1,
+    "retriever.train.steps": 20,
+    "retriever.train.batch": 16,
+    "retriever.train.sample_every": 20,
+    "retriever.train.save_every": 20,
     "model.layers": 1,
     "model.width": 32,
     "model.mlp": 32,
@@ -46,7 +52,11 @@ def test_quickstart_leaves_bundle_results_and_report(run):
     assert 0 <= scores["images"]["exact"]["mean"] <= scores["images"]["exact"]["high"] <= 1
     assert {"reconstructions", "images", "captions", "reconstruction_psnr"} <= set(scores)
     bundle = {path.name for path in (run / "bundle").iterdir()}
-    assert bundle == {"card.md", "config.json", "text.model", "transformer", "image_tokenizer"}
+    networks = {"transformer", "image_tokenizer", "clip"}
+    assert bundle == {"card.md", "config.json", "text.model", "memory", *networks}
+    assert set(results["held_out_by_documents"]) == {"0", "1", "2"}
+    gain = results["retrieval_gain"]
+    assert gain["low"] <= gain["gain"] <= gain["high"]
     page = (run / "report.html").read_text()
     assert page.count("data:image/png;base64,") > 40
     assert "polyline" in page
@@ -132,6 +142,9 @@ def test_a_folder_with_bad_pictures_is_counted_listed_and_trained_on(tmp_path, c
         (["train", "--workdir", "{new}"], "is new: name its experiment"),
         (["train", "--workdir", "{new}", "--config", "tinny"], "did you mean"),
         (["train", "--workdir", "{new}", "--config", "tiny"], "run: cm3leon prepare"),
+        (["retrieve", "--workdir", "{new}", "--config", "tiny"], "run: cm3leon prepare"),
+        (["prepare", "--workdir", "{new}", "--config", "tiny"], "run: cm3leon tokenizer image"),
+        (["inspect", "documents"], "--workdir: name the folder of a run whose"),
         (["sample", "{new}", "a ring", "--config", "tiny"], "leave --config out"),
         (["sample", "{new}", "a ring", "--out", "{new}/no/x.png"], "a folder that exists"),
         (["quickstart", "--workdir", "{new}", "--data", "{new}"], "no such folder"),
@@ -156,7 +169,8 @@ def test_inspect_objective_prints_the_shares(capsys):
 
 
 def test_help_has_an_example_for_every_verb(capsys):
-    for verb in ("quickstart", "tokenizer", "prepare", "train", "sample", "evaluate", "inspect"):
+    making = ("quickstart", "tokenizer", "prepare", "retrieve", "train")
+    for verb in (*making, "sample", "evaluate", "inspect"):
         with pytest.raises(SystemExit) as stop:
             main([verb, "--help"])
         assert stop.value.code == 0

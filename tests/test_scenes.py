@@ -107,6 +107,37 @@ def test_a_longer_collection_begins_with_the_shorter_one() -> None:
     assert some(200)[:50] == some(50)
 
 
+@pytest.mark.parametrize(("grid", "letters"), WORLDS)
+def test_a_collection_can_be_entered_at_any_scene(grid: int, letters: bool) -> None:
+    whole = some(300, grid, letters)
+    assert list(sample_scenes(100, 5, grid, letters, start=120)) == whole[120:220]
+    assert len(set(whole)) == 300
+    assert [len(scene.objects) for scene in whole[:6]] == [1, 2, 3, 1, 2, 3]
+
+
+def test_scenes_of_few_objects_all_come_once() -> None:
+    scenes = some(6000)
+    singles = {scene for scene in scenes if len(scene.objects) == 1}
+    assert len(singles) == 4 * 4 * 80
+    assert len(set(scenes)) == 6000
+    assert [len(scene.objects) for scene in scenes[-4:]] == [2, 3, 2, 3]
+    assert all(len(scene.objects) > 1 for scene in sample_scenes(9, 5, start=4_000_000))
+
+
+def test_scenes_are_drawn_evenly_and_anew_for_another_seed() -> None:
+    scenes = some(6000, 3)
+    for values in (
+        [scene.background for scene in scenes],
+        [o.shape for scene in scenes for o in scene.objects],
+        [o.colour for scene in scenes for o in scene.objects],
+        [o.cell for scene in scenes for o in scene.objects],
+    ):
+        _, counts = np.unique(values, return_counts=True)
+        expected = len(values) / len(counts)
+        assert ((counts - expected) ** 2 / expected).sum() < len(counts) + 5 * len(counts) ** 0.5
+    assert len(set(scenes) & set(some(6000, 3, seed=6))) < 4000
+
+
 def test_every_value_is_drawn() -> None:
     scenes = some(1500, 3, letters=True)
     objects = [o for s in scenes for o in s.objects]

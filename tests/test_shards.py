@@ -1,6 +1,8 @@
 import contextlib
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,121 +10,205 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cm3leon_jax.data.shards import Shards, TokenDocument, from_bytes, to_bytes, write_shards
+from cm3leon_jax.data import shards as shards_module
+from cm3leon_jax.data.shards import (
+    CodedRecord,
+    Shards,
+    finish_shards,
+    from_bytes,
+    to_bytes,
+    write_part,
+    write_shards,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
-def make(i: int) -> TokenDocument:
-    rng = np.random.default_rng(i)
-    ids = rng.integers(0, 2**32, 20 + i, dtype=np.uint32)
-    embedding = rng.normal(size=8).astype(np.float16) if i % 2 else None
-    return TokenDocument(f"id-{i}", ids, (("text", 1, 4), ("image", 6, 12)), "a.jsonl:7", embedding)
+def make(i: int) -> CodedRecord:
+    codes = np.random.default_rng(i).integers(0, 8192, 16, dtype=np.int32)
+    return CodedRecord(f"id-{i}", (f"a caption {i}", codes), license="CC0-1.0")
 
 
-def assert_equal(a: TokenDocument, b: TokenDocument) -> None:
-    assert (a.id, a.spans, a.source) == (b.id, b.spans, b.source)
-    assert a.ids.dtype == b.ids.dtype == np.uint32
-    np.testing.assert_array_equal(a.ids, b.ids)
-    assert (a.embedding is None) == (b.embedding is None)
-    if a.embedding is not None:
-        assert b.embedding.dtype == np.float16
-        np.testing.assert_array_equal(a.embedding, b.embedding)
+def write_parts(folder: Path, *parts: list[CodedRecord]) -> None:
+    for number, records in enumerate(parts):
+        write_part(records, folder, "train", number, len(parts))
+    finish_shards(folder, "train", [len(records) for records in parts])
+
+
+def assert_equal(a: CodedRecord, b: CodedRecord) -> None:
+    for field in ("id", "boxes", "question", "answer", "instruction", "license", "source_url"):
+        assert getattr(a, field) == getattr(b, field), field
+    assert a.texts == b.texts
+    assert [type(part) for part in a.segments] == [type(part) for part in b.segments]
+    for ours, theirs in zip(a.images, b.images, strict=True):
+        assert ours.dtype == theirs.dtype == np.int32
+        np.testing.assert_array_equal(ours, theirs)
+
+
+images = st.lists(st.integers(0, 2**31 - 1) | st.integers(0, 2**16 - 1), min_size=1, max_size=9)
+optional = st.none() | st.text(max_size=20)
+corner = st.floats(allow_nan=False)
 
 
 @given(
     id=st.text(min_size=1, max_size=20),
-    source=st.text(max_size=20),
-    ids=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50),
-    embedding=st.none() | st.lists(st.floats(width=16, allow_nan=False), min_size=1, max_size=9),
-    image=st.booleans(),
+    segments=st.lists(
+        st.text(max_size=20) | images.map(lambda codes: np.array(codes, np.int32)),
+        min_size=1,
+        max_size=5,
+    ).map(tuple),
+    boxes=st.lists(st.tuples(st.text(max_size=9), st.tuples(*[corner] * 4)), max_size=3).map(tuple),
+    question=optional,
+    answer=optional,
+    instruction=optional,
+    license=st.text(max_size=9),
+    source_url=st.text(max_size=9),
 )
-def test_bytes_give_the_document_back(id, source, ids, embedding, image):
-    document = TokenDocument(
-        id,
-        np.array(ids, np.uint32),
-        (("image" if image else "text", len(ids) - 1, 1),),
-        source,
-        None if embedding is None else np.array(embedding, np.float16),
-    )
-    assert_equal(from_bytes(to_bytes(document)), document)
+def test_bytes_give_the_record_back(**fields):
+    record = CodedRecord(**fields)
+    assert_equal(from_bytes(to_bytes(record)), record)
 
 
-def test_layout_of_version_1_does_not_change():
-    document = TokenDocument(
-        "a", np.array([1, 258], np.uint32), (("image", 0, 2),), "s", np.array([1], np.float16)
-    )
-    assert to_bytes(document).hex() == (
-        "01" "0100" "0100" "02000000" "0100" "0100"  # version and counts
-        "61" "73" "01000000" "02010000" "01" "00000000" "02000000" "003c"
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    ("code", "size", "written"),
+    [(65535, "02", "ffff"), (65536, "04", "00000100")],
+)
+def test_layout_of_version_2_does_not_change(code, size, written):
+    record = CodedRecord("ä", (np.array([code], np.int32), "b"), (("c", (0.5, 1, 2, 3)),))
+    text = '{"id": "ä", "boxes": [["c", [0.5, 1, 2, 3]]], "segments": [1, "b"]}'.encode()
+    assert to_bytes(record).hex() == "02" + size + f"{len(text):02x}000000" + text.hex() + written
 
 
 @given(data=st.binary(max_size=200))
 @settings(max_examples=300)
 def test_no_bytes_do_anything_worse_than_value_error(data):
-    for candidate in (data, b"\x01" + data):
+    for candidate in (data, b"\x02" + data):
         with contextlib.suppress(ValueError):
             assert from_bytes(candidate).id
 
 
-def test_every_cut_of_a_document_is_refused():
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)
+
+
+@given(
+    content=st.dictionaries(
+        st.sampled_from(["id", "segments", "boxes", "license"]), json_values | st.text(min_size=1)
+    )
+    | json_values,
+    codes=st.binary(max_size=8),
+    size=st.integers(0, 255),
+)
+@settings(max_examples=300)
+def test_no_json_does_anything_worse_than_value_error(content, codes, size):
+    text = json.dumps(content).encode()
+    with contextlib.suppress(ValueError):
+        record = from_bytes(shards_module.HEADER.pack(2, size, len(text)) + text + codes)
+        assert record.id
+        assert record.segments
+
+
+@pytest.mark.parametrize(
+    ("segments", "count"),
+    [([None, None], 0), ([2], 3), ([3], 2), ([-1, 4], 3), ([0, 3], 3), ([3.0], 3), (["a", []], 0)],
+)
+def test_lengths_that_the_codes_do_not_have_are_refused(segments, count):
+    text = json.dumps({"id": "a", "segments": segments}).encode()
+    with pytest.raises(ValueError, match=r"a damaged record .* prepare the data again"):
+        from_bytes(shards_module.HEADER.pack(2, 2, len(text)) + text + bytes(2 * count))
+
+
+def test_every_cut_of_a_record_is_refused():
     data = to_bytes(make(1))
     for end in range(len(data)):
         with pytest.raises(ValueError, match="prepare"):
             from_bytes(data[:end])
 
 
+def test_a_record_of_the_earlier_version_is_refused():
+    with pytest.raises(ValueError, match="not a prepared record of version 2"):
+        from_bytes(b"\x01" + to_bytes(make(1))[1:])
+
+
+CODES = np.zeros(4, np.int32)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ids": np.zeros(3, np.int32)}, "ids is int32"),
-        ({"ids": np.zeros(0, np.uint32)}, "ids is uint32"),
-        ({"embedding": np.zeros(3, np.float32)}, "embedding is float32"),
-        ({"spans": (("text", 0, 21),)}, "span .* of 20 ids"),
-        ({"spans": (("text", 0, 4), ("text", 3, 1))}, "after 4"),
-        ({"spans": (("sound", 0, 4),)}, "text or image"),
-        ({"id": ""}, "id is empty"),
+        ({"id": ""}, "give an id"),
+        ({"id": 7}, "give an id"),
+        ({"segments": ()}, "one segment or more"),
+        ({"segments": (None,)}, "a segment is NoneType"),
+        ({"segments": ([1, 2],)}, "a segment is list"),
+        ({"segments": (CODES.astype(np.int64),)}, r"codes are int64 \[4\]: give int32"),
+        ({"segments": (CODES.reshape(2, 2),)}, r"codes are int32 \[2, 2\]"),
+        ({"segments": (CODES[:0],)}, r"codes are int32 \[0\]"),
+        ({"segments": (CODES - 1,)}, "a code is -1"),
     ],
 )
-def test_wrong_documents_are_refused(change, message):
-    fields = {"id": "a", "ids": np.zeros(20, np.uint32), "spans": ()} | change
+def test_wrong_records_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        TokenDocument(**fields)
+        CodedRecord(**({"id": "a", "segments": ("text", CODES)} | change))
 
 
-def test_one_shard_keeps_the_order(tmp_path):
-    write_shards(map(make, range(30)), tmp_path, "train")
+def test_texts_and_images_are_the_segments_in_order():
+    record = CodedRecord("a", ("one", CODES, "two", CODES + 1))
+    assert record.texts == ["one", "two"]
+    assert [codes[0] for codes in record.images] == [0, 1]
+
+
+def test_one_part_keeps_the_order(tmp_path):
+    write_shards([make(i) for i in range(30)], tmp_path, "train", {"image_tokenizer": "ab12"})
     shards = Shards(tmp_path, "train")
     assert len(shards) == 30
-    for i in (29, 0, 17, -1):
+    assert shards.made_by == {"image_tokenizer": "ab12"}
+    for i in (29, 0, 17, -1, np.int64(3)):
         assert_equal(shards[i], make(i % 30))
 
 
-@pytest.mark.parametrize("count", [3, 7, 40])
-def test_several_shards_hold_every_document_once(tmp_path, count):
-    write_shards(map(make, range(30)), tmp_path, "train", shards=count)
+def test_several_parts_stand_one_behind_the_other(tmp_path):
+    records = [make(i) for i in range(9)]
+    write_parts(tmp_path, records[:2], [], records[2:8], records[8:], [])
     shards = Shards(tmp_path, "train")
-    assert len(shards.parts) == count
-    assert sorted(shards[i].id for i in range(len(shards))) == sorted(f"id-{i}" for i in range(30))
+    assert len(shards.parts) == 5
+    assert [shards[i].id for i in range(len(shards))] == [record.id for record in records]
 
 
 def test_index_out_of_range_ends_iteration(tmp_path):
-    write_shards(map(make, range(3)), tmp_path, "train", shards=2)
+    write_parts(tmp_path, [make(0)], [make(1), make(2)])
     shards = Shards(tmp_path, "train")
     assert len(list(shards)) == 3
-    with pytest.raises(IndexError, match="document 3 of 3"):
-        shards[3]
+    for index in (3, -4):
+        with pytest.raises(IndexError, match=f"document {index} of 3"):
+            shards[index]
 
 
 def test_an_empty_set_has_length_zero(tmp_path):
     write_shards([], tmp_path, "train")
-    assert len(Shards(tmp_path, "train")) == 0
+    shards = Shards(tmp_path, "train")
+    assert len(shards) == 0
+    with pytest.raises(IndexError, match="document 0 of 0"):
+        shards[0]
 
 
 def test_opened_shards_survive_pickling(tmp_path):
-    write_shards(map(make, range(3)), tmp_path, "train")
+    write_shards([make(i) for i in range(3)], tmp_path, "train")
     shards = Shards(tmp_path, "train")
     assert shards[1].id == "id-1"
     assert_equal(pickle.loads(pickle.dumps(shards))[2], make(2))
+
+
+def test_more_parts_than_stay_open_are_readable(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards_module, "OPENED", 3)
+    write_parts(tmp_path, *([make(i)] for i in range(8)))
+    shards = Shards(tmp_path, "train")
+    for i in (*range(8), 0, 7, 3):
+        assert_equal(shards[i], make(i))
+    assert shards._open.cache_info().currsize == 3
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path):
@@ -131,9 +217,36 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path):
         raise OSError("source went away")
 
     with pytest.raises(OSError, match="source went away"):
-        write_shards(broken(), tmp_path, "train", shards=2)
+        write_part(broken(), tmp_path, "train", 0, 1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_writer_leaves_no_set_and_no_part(tmp_path):
+    code = """
+import os, sys
+from pathlib import Path
+from cm3leon_jax.data.shards import CodedRecord, write_shards
+
+class Killed(list):
+    def __iter__(self):
+        yield from [CodedRecord("a", ("text",))] * 1000
+        os.kill(os.getpid(), 9)
+
+write_shards(Killed(), Path(sys.argv[1]), "train")
+"""
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT).returncode == -9
+    assert list(tmp_path.glob("train*")) == []
     with pytest.raises(FileNotFoundError, match="not finished"):
+        Shards(tmp_path, "train")
+    write_shards([make(1)], tmp_path, "train")  # what the killed one left is in nobody's way
+    assert_equal(Shards(tmp_path, "train")[0], make(1))
+
+
+def test_a_set_with_a_part_that_was_never_written_does_not_finish(tmp_path):
+    write_part([make(0)], tmp_path, "train", 1, 2)
+    with pytest.raises(FileNotFoundError, match="train-00000-of-00002"):
+        finish_shards(tmp_path, "train", [1, 1])
+    with pytest.raises(FileNotFoundError, match="'train' was not finished"):
         Shards(tmp_path, "train")
 
 
@@ -144,18 +257,9 @@ def test_a_failed_rewrite_keeps_the_earlier_set(tmp_path):
     assert_equal(Shards(tmp_path, "train")[0], make(5))
 
 
-def test_a_rewrite_broken_between_two_renames_is_refused(tmp_path, monkeypatch):
-    write_shards(map(make, range(4)), tmp_path, "train", shards=2)
-    replace = Path.replace
-
-    def fail_at_the_second(self, target):
-        if "00001" in self.name:
-            raise OSError("disk went away")
-        return replace(self, target)
-
-    monkeypatch.setattr(Path, "replace", fail_at_the_second)
-    with pytest.raises(OSError, match="disk went away"):
-        write_shards(map(make, range(4, 8)), tmp_path, "train", shards=2)
+def test_a_set_is_unfinished_once_a_part_of_it_is_another(tmp_path):
+    write_parts(tmp_path, [make(0)], [make(1)])
+    write_part([make(2)], tmp_path, "train", 1, 2)
     with pytest.raises(FileNotFoundError, match="not finished"):
         Shards(tmp_path, "train")
 
@@ -166,14 +270,14 @@ def test_two_sets_share_a_folder(tmp_path):
     assert [len(Shards(tmp_path, name)) for name in ("train", "held_out")] == [1, 2]
 
 
-def test_a_set_without_its_index_is_refused(tmp_path):
-    write_shards([make(1)], tmp_path, "train").unlink()
-    with pytest.raises(FileNotFoundError, match=r"train.index.json is missing"):
-        Shards(tmp_path, "train")
+def test_a_moved_set_opens(tmp_path):
+    write_shards([make(1)], tmp_path / "here", "train")
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert_equal(Shards(tmp_path / "there", "train")[0], make(1))
 
 
 def test_missing_and_truncated_parts_are_named(tmp_path):
-    write_shards(map(make, range(9)), tmp_path, "train", shards=3)
+    write_parts(tmp_path, *([make(i)] for i in range(3)))
     part = tmp_path / "train-00001-of-00003.array_record"
     data = part.read_bytes()
     part.write_bytes(data[:-10])
@@ -185,40 +289,42 @@ def test_missing_and_truncated_parts_are_named(tmp_path):
 
 
 def test_a_damaged_record_is_named(tmp_path):
-    write_shards(map(make, range(9)), tmp_path, "train")
+    write_shards([make(i) for i in range(9)], tmp_path, "train")
     shards = Shards(tmp_path, "train")
     (part,) = shards.parts
     data = part.read_bytes()
-    # The documents lie in the middle of the file; blank them all.
+    # The records lie in the middle of the file; blank them all.
     part.write_bytes(data[:200] + bytes(len(data) - 400) + data[-200:])
     with pytest.raises(ValueError, match=r"train-00000-of-00001.array_record"):
         [shards[i] for i in range(9)]
 
 
-def test_a_record_that_is_no_document_is_named(tmp_path):
+def test_something_that_is_no_record_is_named(tmp_path):
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    index = write_shards([make(0)], tmp_path, "train")
-    part = tmp_path / "train-00000-of-00001.array_record"
-    writer = ArrayRecordWriter(str(part), "group_size:1")
+    writer = ArrayRecordWriter(str(tmp_path / "train-00000-of-00001.array_record"), "group_size:1")
     writer.write(b"\x07 not ours")
     writer.close()
-    entry = json.loads(index.read_text())
-    entry["parts"][0]["bytes"] = part.stat().st_size
-    index.write_text(json.dumps(entry))
-    with pytest.raises(
-        ValueError, match=r"array_record, record 0: not a token document of version"
-    ):
+    finish_shards(tmp_path, "train", [1])
+    with pytest.raises(ValueError, match=r"array_record, record 0: not a prepared record"):
         Shards(tmp_path, "train")[0]
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"version": 1, "parts": [{}]}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", "[]", "\x80", '{"version": 2, "made_by": {}, "parts": [{}]}',
+     '{"version": 2, "made_by": {}, "parts": [{"documents": "x", "bytes": 1}]}'],
+)  # fmt: skip
 def test_a_broken_index_is_refused(tmp_path, text):
-    (tmp_path / "train.index.json").write_text(text)
-    with pytest.raises(ValueError, match="not an index"):
+    (tmp_path / "train.index.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"train.index.json is not an index"):
         Shards(tmp_path, "train")
 
 
-def test_zero_shards_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="shards=0"):
-        write_shards([], tmp_path, "train", shards=0)
+def test_an_index_of_another_version_is_refused(tmp_path):
+    write_shards([make(0)], tmp_path, "train")
+    index = tmp_path / "train.index.json"
+    parts = json.loads(index.read_text())["parts"]
+    index.write_text(json.dumps({"version": 1, "parts": parts}))
+    with pytest.raises(ValueError, match=r"has version 1, known is 2: prepare it again"):
+        Shards(tmp_path, "train")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import make_documents
+from conftest import make_examples, make_text
 
 from cm3leon_jax import config
 from cm3leon_jax.data.loader import token_batches
@@ -37,7 +37,7 @@ def prepare(c: config.Experiment, mesh: jax.sharding.Mesh | None = None):
     return (
         state,
         step,
-        iter(token_batches(make_documents(c), c)),
+        iter(token_batches([(make_examples(c), 1.0)], make_text(), c)),
     )
 
 
@@ -113,9 +113,9 @@ def test_one_trace_and_the_whole_state_donated(small):
 
 def test_training_overfits(small):
     c = config.replace(small, {"train.steps": 150, "objective.rate": 0.0, "train.batch": 2})
-    documents = make_documents(c, 4)
+    examples = make_examples(c, 4)
     state, step, _ = prepare(c)
-    batch = next(iter(token_batches(documents, c)))
+    batch = next(iter(token_batches([(examples, 1.0)], make_text(), c)))
     for _ in range(150):
         state, metrics = step(state, batch)
     # What cannot be known is which document starts: log(4) per document.

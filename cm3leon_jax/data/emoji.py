@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 
-from cm3leon_jax.data.sources import Record
+from cm3leon_jax.data.records import Record
 
 FONT_FILE = "NotoColorEmoji.ttf"
 FONT_FOLDERS = (
@@ -57,6 +57,11 @@ def find_font(font: Path | str | None = None) -> Path:
         f"{FONT_FILE} is not installed: install the Debian/Ubuntu package fonts-noto-color-emoji "
         "or name the file with --font"
     )
+
+
+def count_names() -> int:
+    """How many emoji have a name: the most that a font can give."""
+    return len(_list_sequences())
 
 
 def records(size: int = 32, font: Path | str | None = None) -> Iterator[Record]:
@@ -109,14 +114,20 @@ def name_emoji(sequence: str) -> str:
     return f"flag of {name}" if is_flag or sequence[-1] == "\U000e007f" else name
 
 
+def _list_sequences() -> list[str]:
+    """Every fully qualified sequence, in no order that matters."""
+    from emoji import EMOJI_DATA, STATUS
+
+    qualified = STATUS["fully_qualified"]
+    return [sequence for sequence, fact in EMOJI_DATA.items() if fact["status"] == qualified]
+
+
 def _name_id(sequence: str) -> str:
     return "emoji-" + "-".join(f"{ord(char):x}" for char in sequence)
 
 
 def _draw_all(font: Path) -> Iterator[tuple[str, Image.Image]]:
     """Each fully qualified sequence that the font has, with its glyph on white at full size."""
-    from emoji import EMOJI_DATA, STATUS
-
     if not features.check("raqm"):
         raise ValueError("Pillow cannot lay out emoji: install the package libfribidi0 (raqm)")
     try:
@@ -124,9 +135,9 @@ def _draw_all(font: Path) -> Iterator[tuple[str, Image.Image]]:
     except OSError as error:
         raise ValueError(f"{font}: not an emoji font that Pillow can read ({error})") from error
     seen: set[bytes] = set()
-    qualified = STATUS["fully_qualified"]
-    sequences = [sequence for sequence, fact in EMOJI_DATA.items() if fact["status"] == qualified]
-    for sequence in sorted(sequences, key=lambda sequence: (len(name_emoji(sequence)), sequence)):
+    for sequence in sorted(
+        _list_sequences(), key=lambda sequence: (len(name_emoji(sequence)), sequence)
+    ):
         if face.getbbox(sequence) != (0, 0, *GLYPH):  # several glyphs, or none
             continue
         side = max(GLYPH)

@@ -2,108 +2,268 @@
 
 So a run repeats, a checkpoint stores the position itself, and seeking costs nothing. Each row of
 the global batch has a stream of its own: what row 3 reads does not depend on the rows beside it,
-nor on the host that reads it. The next batch is made in the background.
+nor on the host or the worker process that makes it. The next batch is made in the background.
 """
 
 import itertools
-from collections.abc import Callable, Generator
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from contextlib import closing
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cm3leon_jax import config
-from cm3leon_jax.data.shards import TokenDocument
-from cm3leon_jax.tokens.objective import rng_for, rotate, token_weights
+from cm3leon_jax.data.examples import Examples, Source
+from cm3leon_jax.tokens.objective import rng_for
 from cm3leon_jax.tokens.packing import Batch, Example, fill_row, stack, take_fitting
-from cm3leon_jax.tokens.vocabulary import Vocabulary
+from cm3leon_jax.tokens.text import TextTokenizer
+
+SPREAD = 1024  # examples of each row among which a mixture's turns are dealt at random
+
+# position -> batches from there on, each with the position behind it
+Read = Callable[[list[int]], Generator[tuple[Batch, list[int]]]]
 
 
-class Documents(Protocol):
-    """Token documents by number: a list of them, or `shards.Shards`."""
+class Sequential(Protocol):
+    """What Grain's random access is used for: an endless sequence of examples."""
 
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> TokenDocument: ...
-
-
-# position -> (batch at this position, position of the next batch); positions are lists of integers
-Make = Callable[[list[int]], tuple[Batch, list[int]]]
+    def __getitem__(self, place: int, /) -> Any: ...
 
 
 class Stream:
-    """Endless batches from a pure `make`, one made ahead; `position` is that of the next batch."""
+    """Endless batches, one made ahead; `position` has an integer for each row that is read here.
 
-    def __init__(self, make: Make, first: list[int]):
-        self._make = make
-        self.position = first
+    `rows` of `of` are read; all hosts' positions in the order of the rows are what `seek` takes.
+    """
 
-    def seek(self, position: list[int]) -> None:
-        """Goes to a position that an earlier stream of the same data had."""
-        if len(position) != len(self.position):
+    def __init__(self, read: Read, rows: range = range(1), of: int = 1):
+        self._read, self._rows, self._of = read, rows, of
+        self.position = [0] * len(rows)
+
+    def seek(self, position: Sequence[int]) -> None:
+        """Goes to a position of the whole batch that an earlier stream of the same data had."""
+        if len(position) != self._of:
             raise ValueError(
-                f"data position of {len(position)} streams, this run has {len(self.position)}:"
+                f"data position of {len(position)} streams, this run has {self._of}:"
                 " resume with the train.batch that the run was started with"
             )
-        self.position = list(position)
+        self.position = [position[row] for row in self._rows]
 
     def __iter__(self) -> Generator[Batch]:
-        with ThreadPoolExecutor(1) as background:
-            coming = background.submit(self._make, self.position)
+        coming = self._read(self.position)
+        with closing(coming), ThreadPoolExecutor(1) as background:
+            ahead = background.submit(next, coming)
             while True:
-                batch, self.position = coming.result()
-                coming = background.submit(self._make, self.position)
+                batch, self.position = ahead.result()
+                ahead = background.submit(next, coming)
                 yield batch
 
 
-def token_batches(documents: Documents, c: config.Experiment) -> Stream:
+def token_batches(
+    sources: Sequence[tuple[Source | Examples, float]],
+    text: TextTokenizer,
+    c: config.Experiment,
+    rows: range | None = None,
+) -> Stream:
     """Masked and packed rows, all [B T]: tokens targets weights segments positions.
 
-    Every epoch is shuffled and masked anew. Example k of row r is the document at place k * B + r
-    of the endless shuffled sequence; the position is each row's k.
+    Sources take turns by their rates, which are shares of the examples read; each is shuffled, and
+    masked, anew in each of its epochs. Example k of row r is place k * B + r of one endless
+    sequence, where B is `train.batch`; the position is each row's k. `rows` are those that this
+    host reads, by default all.
     """
-    count, rows, length = len(documents), c.train.batch, c.data.row_length
-    vocabulary, objective = Vocabulary.of(c.model), c.objective
-    if count == 0:
-        raise ValueError("data: there are no training documents; check data.source and data.count")
+    batch = c.train.batch
+    rows = range(batch) if rows is None else rows
+    examples = [s if isinstance(s, Examples) else Examples.open(s, text, c) for s, _ in sources]
+    endless = mix(examples, [rate for _, rate in sources], c.train.seed, batch)
+    streams = [endless[row::batch] for row in rows]
+    workers = min(c.data.workers, len(rows))
+    read = partial(_read_by_workers, workers) if workers else _pack
+    return Stream(partial(read, streams, c.data.row_length), rows, batch)
 
-    @lru_cache(maxsize=4 * rows)  # an example that did not fit is the next row's first
-    def example(place: int) -> Example:
-        epoch, index = divmod(place, count)
-        document = documents[int(shuffled(c.train.seed, epoch, count)[index])]
-        rng = rng_for(c.train.seed, epoch, index)
-        ids = rotate(document.ids, vocabulary, rng, objective, max_length=length + 1)
-        return Example(ids, token_weights(ids, vocabulary, objective))
 
-    def make(position: list[int]) -> tuple[Batch, list[int]]:
-        filled, after = [], []
-        for row, taken in enumerate(position):
-            coming = (example((taken + k) * rows + row) for k in itertools.count())
-            examples = take_fitting(coming, length)
-            filled.append(fill_row(examples, length))
-            after.append(taken + len(examples))
-        return stack(filled), after
+def join_positions(hosts: Iterable[tuple[range, Sequence[int]]]) -> list[int]:
+    """The position of the whole batch from each host's rows and its position."""
+    place = {row: at for rows, position in hosts for row, at in zip(rows, position, strict=True)}
+    if sorted(place) != list(range(len(place))):
+        raise ValueError(f"positions of rows {sorted(place)}: give each row of the batch once")
+    return [place[row] for row in range(len(place))]
 
-    return Stream(make, [0] * rows)
+
+def fixed_batch(examples: Examples, c: config.Experiment) -> Batch:
+    """`train.batch` rows of documents 0, 1, 2, ... for evaluation: always the same, none twice.
+
+    Where documents run out, rows stay empty.
+    """
+    numbers, filled = 0, []
+    for _ in range(c.train.batch):
+        left = range(numbers, len(examples))
+        coming = (examples.example(i, rng_for(c.train.seed, 0, i)) for i in left)
+        taken = take_fitting(coming, c.data.row_length)
+        numbers += len(taken)
+        filled.append(fill_row(taken, c.data.row_length))
+    return stack(filled)
 
 
 def image_batches(images: NDArray[np.uint8], batch: int, seed: int) -> Stream:
     """Batches {'images': uint8 [B Y X 3]} of shuffled epochs; the position is a count of images."""
-    count = len(images)
-    if count == 0:
+    return _array_batches({"images": images}, batch, seed)
+
+
+def pair_batches(
+    images: NDArray[np.uint8], texts: NDArray[np.int32], batch: int, seed: int
+) -> Stream:
+    """Batches {'images': uint8 [B Y X 3], 'texts': int32 [B T]} of pairs, as `image_batches`."""
+    return _array_batches({"images": images, "texts": texts}, batch, seed)
+
+
+def mix(examples: Sequence[Examples], rates: Sequence[float], seed: int, batch: int) -> Any:
+    """The endless sequence of all sources' examples, a Grain MapDataset: place -> Example.
+
+    Within 1 % of its rate, every source has its turns evenly spread: which of the rows gets one is
+    random. By turns of fixed places a row might read one source only.
+    """
+    import grain
+    from grain.experimental import WindowShuffleMapDataset
+
+    if not examples:
+        raise ValueError("data: there are no sources to read; check data.mixture")
+    for source, rate in zip(examples, rates, strict=True):
+        if not rate > 0:
+            raise ValueError(f"source {source.name!r}: rate {rate}: must be > 0, or leave it out")
+    seeds = np.random.SeedSequence(seed).generate_state(len(examples) + 1) >> 1  # room to count up
+    endless = []
+    for source, own in zip(examples, map(int, seeds[1:])):  # another order each epoch, in O(1)
+        places = grain.MapDataset.range(len(source)).shuffle(seed=own).repeat()
+        endless.append(places.map_with_index(partial(_make, source, own)))
+    if len(endless) == 1:
+        return endless[0]
+    mixed = grain.MapDataset.mix(endless, weights=rates)
+    return WindowShuffleMapDataset(mixed, window_size=SPREAD * batch, seed=int(seeds[0]))
+
+
+def _make(source: Examples, seed: int, place: int, index: int) -> Example:
+    return source.example(index, rng_for(seed, place // len(source), index))
+
+
+def _pack(
+    streams: Sequence[Sequential], length: int, position: list[int]
+) -> Generator[tuple[Batch, list[int]]]:
+    """Rows [B T], each of its own stream's examples in order, as many as fit."""
+
+    @lru_cache(maxsize=2 * len(streams))  # an example that did not fit is the next row's first
+    def example(row: int, place: int) -> Example:
+        return streams[row][place]
+
+    while True:
+        filled, after = [], []
+        for row, taken in enumerate(position):
+            coming = (example(row, taken + k) for k in itertools.count())
+            examples = take_fitting(coming, length)
+            filled.append(fill_row(examples, length))
+            after.append(taken + len(examples))
+        position = after
+        yield stack(filled), position
+
+
+def _read_by_workers(
+    workers: int, streams: Sequence[Sequential], length: int, position: list[int]
+) -> Generator[tuple[Batch, list[int]]]:
+    """What `_pack` gives, made by processes: worker w of W makes rows w, w + W, ...
+
+    Their arrays come through shared memory. Positions travel with them, so that Grain's own state,
+    which depends on the number of workers, is never needed.
+    """
+    import grain
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():  # Grain 0.2.18 reads one of its own (its issue 1355)
+        flags.FLAGS.mark_as_parsed()
+
+    class Part(grain.DatasetIterator):
+        def __init__(self, rows: slice) -> None:
+            super().__init__()
+            self._streams, self._position = streams[rows], position[rows]
+            self._batches = _pack(self._streams, length, self._position)
+
+        def __next__(self) -> Batch:
+            batch, self._position = next(self._batches)
+            return {**batch, "position": np.array(self._position)}
+
+        def get_state(self) -> dict[str, Any]:
+            return {"position": self._position}
+
+        def set_state(self, state: dict[str, Any]) -> None:
+            self._position = state["position"]
+            self._batches = _pack(self._streams, length, self._position)
+
+    class Parts(grain.IterDataset):
+        _rows = slice(None)
+
+        def set_slice(self, rows: slice, sequential_slice: bool = False) -> None:
+            self._rows = rows
+
+        def __iter__(self) -> grain.DatasetIterator:
+            return Part(self._rows)
+
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+    parts = iter(Parts().mp_prefetch(options, worker_init_fn=_end_with_parent))
+    try:
+        while True:
+            batch = _interleave([next(parts) for _ in range(workers)])
+            yield batch, batch.pop("position").tolist()
+    finally:
+        parts.close()
+
+
+def _interleave(parts: Sequence[Batch]) -> Batch:
+    """Row r of the batch is a row of part r % W."""
+    count = sum(len(part["position"]) for part in parts)
+    batch: Batch = {}
+    for name, first in parts[0].items():
+        batch[name] = np.empty((count, *first.shape[1:]), first.dtype)
+        for number, part in enumerate(parts):
+            batch[name][number :: len(parts)] = part[name]
+    return batch
+
+
+def _end_with_parent(worker: int, workers: int) -> None:
+    """Ends this worker process as soon as the trainer is gone, killed or not."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _array_batches(arrays: Mapping[str, NDArray[Any]], batch: int, seed: int) -> Stream:
+    counts = {len(array) for array in arrays.values()}
+    if counts == {0}:
         raise ValueError("data: there are no training images; check data.source and data.count")
+    if len(counts) > 1:
+        raise ValueError(f"pairs of {sorted(counts)} items: give as many texts as images")
 
-    def make(position: list[int]) -> tuple[Batch, list[int]]:
-        places = position[0] + np.arange(batch)
-        order = [shuffled(seed, int(epoch), count)[i] for epoch, i in zip(*divmod(places, count))]
-        return {"images": images[order]}, [position[0] + batch]
+    count = counts.pop()
 
-    return Stream(make, [0])
+    def read(position: list[int]) -> Generator[tuple[Batch, list[int]]]:
+        for start in itertools.count(position[0], batch):
+            places = zip(*divmod(start + np.arange(batch), count))
+            rows = [_permutation(seed, int(epoch), count)[i] for epoch, i in places]
+            yield {name: array[rows] for name, array in arrays.items()}, [start + batch]
+
+    return Stream(read)
 
 
 @lru_cache(maxsize=2)
-def shuffled(seed: int, epoch: int, count: int) -> NDArray[Any]:
-    """The order of one epoch."""
+def _permutation(seed: int, epoch: int, count: int) -> NDArray[Any]:
+    """The order of one epoch of what fits in memory."""
     return np.random.default_rng((seed, epoch)).permutation(count)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cm3leon_jax.data.records import Record
 from cm3leon_jax.data.scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -30,7 +31,6 @@ from cm3leon_jax.data.scenes import (
     sample_scenes,
     segmentation,
 )
-from cm3leon_jax.data.sources import Record
 
 TASKS = ("caption", "edit", "edges", "segmentation")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -176,9 +176,15 @@ def edit(scene: Scene, rng: np.random.Generator) -> tuple[str, Scene]:
 
 
 def records(
-    count: int, seed: int, grid: int = 2, letters: bool = False, task: str = "caption"
+    count: int,
+    seed: int,
+    grid: int = 2,
+    letters: bool = False,
+    task: str = "caption",
+    start: int = 0,
 ) -> Iterator[Record]:
-    """Yield `count` records of different scenes, the same ones for the same `seed`.
+    """Yield `count` records of different scenes, the same ones for the same `seed`, from the
+    record number `start` on; no other one is drawn.
 
         caption        (caption, image) with boxes, a question and its answer
         edit           (image before, image after) with the instruction
@@ -189,8 +195,9 @@ def records(
     """
     if task not in TASKS:
         raise ValueError(f"task={task!r} is unknown; use one of {', '.join(TASKS)}")
-    rng = np.random.default_rng([seed, TASKS.index(task)])
-    for scene in sample_scenes(count, seed, grid, letters):
+    scenes = sample_scenes(count, seed, grid, letters, start)
+    for number, scene in enumerate(scenes, start):
+        rng = np.random.default_rng([seed, TASKS.index(task), number])
         image, text = render(scene), caption(scene)
         match task:
             case "caption":

@@ -13,6 +13,8 @@ about a scene (captions, questions, edits) is in `scene_text`.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from hashlib import blake2b
+from itertools import combinations
 from math import comb
 from typing import TypeVar
 
@@ -135,41 +137,25 @@ class Scene:
         return PLACES[self.grid][o.cell]
 
 
-def sample_scene(rng: np.random.Generator, grid: int = 2, letters: bool = False) -> Scene:
-    """Draw one to `MAX_OBJECTS` objects, all choices uniform; `letters` adds A-Z to the shapes."""
-    _require("grid", grid, LAYOUTS)
-    shapes = SHAPES + LETTERS if letters else SHAPES
-    cells = rng.permutation(grid**2)[: rng.integers(1, MAX_OBJECTS + 1)]
-    objects = tuple(
-        Object(pick(rng, shapes), pick(rng, tuple(COLOURS)), pick(rng, tuple(SIZES)), int(cell))
-        for cell in cells
-    )
-    return Scene(objects, pick(rng, tuple(BACKGROUNDS)), grid)
+def sample_scenes(
+    count: int, seed: int, grid: int = 2, letters: bool = False, start: int = 0
+) -> Iterator[Scene]:
+    """Yield `count` different scenes, those from number `start` on in an order given by `seed`.
 
-
-def sample_scenes(count: int, seed: int, grid: int = 2, letters: bool = False) -> Iterator[Scene]:
-    """Yield `count` different scenes; a scene drawn again is skipped.
-
-    So large collections hold fewer scenes of one object than `sample_scene` draws: at grid=2 there
-    are only 1,280 of them.
+    Scenes of one, two, ... `MAX_OBJECTS` objects take turns until the fewer ones have all been: at
+    grid=2 there are only 1,280 scenes of one object. Any number costs the same: none is drawn to be
+    skipped, none is remembered.
     """
-    if count > (most := count_scenes(grid, letters) // 2):
-        raise ValueError(f"count={count} is above {most}, half of all scenes; use fewer")
-    rng = np.random.default_rng(seed)
-    seen: set[Scene] = set()
-    while len(seen) < count:
-        scene = sample_scene(rng, grid, letters)
-        if scene not in seen:
-            seen.add(scene)
-            yield scene
+    if start + count > (most := count_scenes(grid, letters) // 2):
+        raise ValueError(f"count={start + count} is above {most}, half of all scenes; use fewer")
+    for number in range(start, start + count):
+        objects, rank = _take_turns(number, _count_by_objects(grid, letters))
+        yield _unrank(objects, rank, seed, grid, letters)
 
 
 def count_scenes(grid: int = 2, letters: bool = False) -> int:
-    """How many different scenes `sample_scene` can draw."""
-    _require("grid", grid, LAYOUTS)
-    kinds = len(SHAPES + LETTERS if letters else SHAPES) * len(COLOURS) * len(SIZES)
-    choices = (comb(grid**2, n) * kinds**n for n in range(1, MAX_OBJECTS + 1))
-    return len(BACKGROUNDS) * sum(choices)
+    """How many different scenes of one to `MAX_OBJECTS` objects there are."""
+    return sum(_count_by_objects(grid, letters))
 
 
 def render(scene: Scene) -> np.ndarray:
@@ -249,6 +235,60 @@ def shape_mask(shape: str, size: str) -> np.ndarray:
     mask = mask.astype(np.float32)
     mask.setflags(write=False)
     return mask
+
+
+@cache
+def _count_by_objects(grid: int, letters: bool) -> tuple[int, ...]:
+    """Different scenes of one object, of two, ...: more of each than of the one before."""
+    _require("grid", grid, LAYOUTS)
+    kinds = len(SHAPES + LETTERS if letters else SHAPES) * len(COLOURS) * len(SIZES)
+    counts = range(1, MAX_OBJECTS + 1)
+    return tuple(len(BACKGROUNDS) * comb(grid**2, n) * kinds**n for n in counts)
+
+
+def _take_turns(number: int, sizes: Sequence[int]) -> tuple[int, int]:
+    """Which of some growing collections is taken from at that number, and which rank of it."""
+    taken = 0  # from each that is left
+    for first, size in enumerate(sizes):
+        left = len(sizes) - first
+        if number < (size - taken) * left:
+            return first + 1 + number % left, taken + number // left
+        number, taken = number - (size - taken) * left, size
+    raise IndexError(f"number {number} is beyond all of them")
+
+
+def _unrank(objects: int, rank: int, seed: int, grid: int, letters: bool) -> Scene:
+    """The scene of that rank among all that have as many objects; every rank has another one."""
+    number = _shuffle(rank, _count_by_objects(grid, letters)[objects - 1], seed)
+
+    def choose(values: Sequence[Value]) -> Value:
+        nonlocal number
+        number, which = divmod(number, len(values))
+        return values[which]
+
+    background = choose(tuple(BACKGROUNDS))
+    shapes, colours, sizes = SHAPES + LETTERS if letters else SHAPES, tuple(COLOURS), tuple(SIZES)
+    cells = choose(tuple(combinations(range(grid**2), objects)))
+    made = (Object(choose(shapes), choose(colours), choose(sizes), cell) for cell in cells)
+    return Scene(tuple(made), background, grid)
+
+
+def _shuffle(number: int, size: int, seed: int) -> int:
+    """Where `number` stands in an order of range(size) given by `seed`.
+
+    A Feistel network permutes a range of 2^(2 bits) >= size; what falls outside goes through again
+    until it falls inside, so that this too is a permutation.
+    """
+    bits = (size.bit_length() + 1) // 2
+    mask = (1 << bits) - 1
+    while True:
+        left, right = number >> bits, number & mask
+        for turn in range(4):
+            mixed = blake2b(f"{seed} {size} {turn} {right}".encode(), digest_size=8).digest()
+            left, right = right, left ^ (int.from_bytes(mixed, "big") & mask)
+        number = left << bits | right
+        if number < size:
+            return number
 
 
 def _inside(shape: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -13,19 +13,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from cm3leon_jax import config
-from cm3leon_jax.checkpoint import PathLike, load_network, local, read_experiment
+from cm3leon_jax.checkpoint import PathLike, local, read_experiment
+from cm3leon_jax.data.networks import open_image_tokenizer, open_retriever, open_transformer
 from cm3leon_jax.data.pictures import open_picture
 from cm3leon_jax.decoding.engine import Prompts, draw_codes, draw_text, pad_prompts
 from cm3leon_jax.decoding.logits import Sampling
+from cm3leon_jax.decoding.memory import DocumentMemory, Retrieved
 from cm3leon_jax.models.image_codes import decode_codes, encode_pictures
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.models.vqgan import VQGAN
-from cm3leon_jax.sharding import make_mesh, shardings
+from cm3leon_jax.sharding import make_mesh
 from cm3leon_jax.tokens.document import MASK, Document, Image, Text
 from cm3leon_jax.tokens.text import TextTokenizer
 from cm3leon_jax.tokens.vocabulary import BREAK, EOS, EOSS, PAD, Vocabulary
@@ -38,23 +39,22 @@ Picture = Pillow.Image | np.ndarray | str | Path | bytes
 
 
 def load(bundle: PathLike) -> "Generator":
-    """Opens a bundle, a local folder or gs:// path, on the first device of this process."""
-    experiment = read_experiment(bundle)
+    """Opens a bundle, a local folder or gs:// path, on the first device of this process.
+
+    A memory is memory-mapped, so it is found in local bundles only.
+    """
+    c, folder = read_experiment(bundle), local(bundle)
     mesh = make_mesh(config.Mesh(data=1, fsdp=1, tensor=1), jax.devices()[:1])
-    text = TextTokenizer((local(bundle) / "text.model").read_bytes())
-    text.check_fits(Vocabulary.of(experiment.model))
-    key = jax.random.key(0)
-
-    def read(name: str, build: Callable[[jax.Array], Any]) -> Any:
-        form = jax.eval_shape(build, key)
-        return load_network(local(bundle) / name, form, shardings(form, mesh))
-
-    return Generator(
-        experiment,
-        text,
-        read("transformer", lambda key: Transformer(experiment.model, rngs=nnx.Rngs(key))),
-        read("image_tokenizer", lambda key: VQGAN(experiment.image_tokenizer, rngs=nnx.Rngs(key))),
-    )
+    text = TextTokenizer((folder / "text.model").read_bytes())
+    text.check_fits(Vocabulary.of(c.model))
+    transformer = open_transformer(c, folder / "transformer", mesh)
+    image_tokenizer = open_image_tokenizer(c, folder / "image_tokenizer", mesh)
+    memory = None
+    if (folder / "memory").exists():
+        retriever = open_retriever(c, folder / "clip", mesh)
+        place = Path(folder / "memory")
+        memory = DocumentMemory.open(place, retriever, image_tokenizer, text, c.retrieval)
+    return Generator(c, text, transformer, image_tokenizer, memory)
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Generator:
     text: TextTokenizer
     transformer: Transformer
     image_tokenizer: VQGAN
+    memory: DocumentMemory | None = None
 
     def images(
         self,
@@ -75,12 +76,14 @@ class Generator:
         temperature: float | None = None,
         top_p: float | None = None,
         top_k: int | None = None,
+        documents: int | None = None,
         seed: int = 0,
     ) -> list[Pillow.Image]:
         """Text to image: n pictures per prompt, those of the first prompt first.
 
         guidance 1 is plain conditional sampling; temperature 0 takes the likeliest code; top_p 1
-        and top_k 0 keep every code.
+        and top_k 0 keep every code; documents are found in the bundle's memory with the prompt and
+        stand before it, guided or not.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         _require(bool(prompts) and all(p.strip() for p in prompts), "prompt", prompt, "some text")
@@ -94,8 +97,13 @@ class Generator:
             defaults.top_p if top_p is None else top_p,
             defaults.top_k if top_k is None else top_k,
         )
-        conditional = [_ids([EOS], self._text_ids(p), [BREAK]) for p in prompts for _ in range(n)]
-        unconditional = _ids([EOS, self.vocabulary.mask(0), BREAK])
+        found = self._find(documents, len(prompts), lambda m, k: m.find_by_texts(prompts, k))
+        begins = [self._begin(retrieved) for retrieved in found]
+        conditional = [
+            _ids(begin, self._text_ids(prompt), [BREAK])
+            for begin, prompt in zip(begins, prompts)
+            for _ in range(n)
+        ]
         count = self.experiment.model.image_tokens
 
         def decode(prompts: Prompts, keys: jax.Array) -> jax.Array:
@@ -104,7 +112,8 @@ class Generator:
 
         streams = [conditional]
         if scale != 1:
-            streams.append([unconditional] * len(conditional))
+            mask = [self.vocabulary.mask(0), BREAK]
+            streams.append([_ids(begin, mask) for begin in begins for _ in range(n)])
         codes = self._in_batches(streams, decode, n, seed, count)
         return [Pillow.fromarray(pixels) for pixels in decode_codes(self.image_tokenizer, codes)]
 
@@ -113,16 +122,24 @@ class Generator:
         image: Picture | Sequence[Picture],
         *,
         temperature: float | None = None,
+        documents: int | None = None,
         seed: int = 0,
     ) -> str | list[str]:
-        """Image to text: a string for one picture, a list for a list."""
+        """Image to text: a string for one picture, a list for a list.
+
+        documents are found in the bundle's memory with the picture and stand before it.
+        """
         is_one = not isinstance(image, list | tuple)
         pictures: Sequence[Picture] = [image] if is_one else image  # type: ignore[list-item,assignment]
         _require(len(pictures) > 0, "image", image, "at least one picture")
-        documents = [
-            Document((Text((MASK,)), Image(codes))) for codes in self.encode_images(pictures)
+        pixels = self._open(pictures)
+        found = self._find(documents, len(pixels), lambda m, k: m.find_by_pictures(pixels, k))
+        codes = encode_pictures(self.image_tokenizer, pixels)
+        wholes = [
+            Document((Text((MASK,)), Image(image)), retrieved)
+            for image, retrieved in zip(codes, found)
         ]
-        fills = self._fill_next(documents, [[] for _ in documents], temperature, seed)
+        fills = self._fill_next(wholes, [[] for _ in wholes], temperature, seed)
         captions = [self.text.decode(list(fill)) for fill in fills]
         return captions[0] if is_one else captions
 
@@ -178,13 +195,38 @@ class Generator:
 
     def encode_images(self, pictures: Sequence[Picture]) -> NDArray[np.int32]:
         """Codes [B, image_tokens] of pictures, resized and cropped to the tokenizer's square."""
-        size = self.experiment.image_tokenizer.size
-        pixels = np.stack([open_picture(_source(picture), size) for picture in pictures])
-        return encode_pictures(self.image_tokenizer, pixels)
+        return encode_pictures(self.image_tokenizer, self._open(pictures))
 
     @property
     def vocabulary(self) -> Vocabulary:
         return Vocabulary.of(self.experiment.model)
+
+    def _open(self, pictures: Sequence[Picture]) -> NDArray[np.uint8]:
+        size = self.experiment.image_tokenizer.size
+        return np.stack([open_picture(_source(picture), size) for picture in pictures])
+
+    def _find(
+        self,
+        documents: int | None,
+        prompts: int,
+        find: Callable[[DocumentMemory, int], list[Retrieved]],
+    ) -> list[Retrieved]:
+        """The retrieved documents of each prompt; none of them without a memory."""
+        count = self.experiment.decode.documents if documents is None else documents
+        most = self.experiment.retrieval.most if self.memory else 0
+        if documents is not None:
+            rule = f"0 to {most}, as in training" if self.memory else "0: there is no memory"
+            _require(0 <= documents <= most, "documents", documents, rule)
+        if self.memory is None or count == 0:
+            return [()] * prompts
+        return find(self.memory, count)
+
+    def _begin(self, retrieved: Retrieved) -> NDArray[np.int32]:
+        """<eos> and the retrieved documents, each segment with its <break>."""
+        if not retrieved:
+            return _ids([EOS])
+        segments = [segment for document in retrieved for segment in document.segments]
+        return _ids(Document(segments).to_ids(self.vocabulary)[:-1], [BREAK])
 
     def _fill_next(
         self,
@@ -224,7 +266,7 @@ class Generator:
         if longest + new_tokens > context:
             raise ValueError(
                 f"a prompt of {longest} tokens and {new_tokens} new ones exceed"
-                f" model.context={context}; shorten the text"
+                f" model.context={context}; shorten the text or put fewer documents in front"
             )
         padded = pad_prompts(streams)
         slots = padded.tokens.shape[1] + new_tokens

@@ -13,11 +13,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cm3leon_jax.data.collection import Collection, Example, captioned
 from cm3leon_jax.data.pictures import to_png
-from cm3leon_jax.data.prepare import Collection, captioned, keep_fitting
 from cm3leon_jax.data.scene_text import parse_caption
 from cm3leon_jax.data.scenes import LAYOUTS
-from cm3leon_jax.data.sources import Skipped
 from cm3leon_jax.decoding.generator import Generator
 from cm3leon_jax.evaluation import scenes
 from cm3leon_jax.models.image_codes import decode_codes, encode_pictures
@@ -53,22 +52,24 @@ def evaluate(
     side: Literal["held_out", "train"],
     count: int,
     seed: int = 0,
+    documents: int | None = None,
 ) -> Evaluation:
     """Scores `count` captioned pictures, evenly spaced over a side, one sample each, with the
-    bundle's own sampling settings. Documents too long for training are left out."""
+    bundle's own sampling settings and `documents` retrieved ones in front. Documents too long for
+    training are left out."""
     if count < 1:
         raise ValueError(f"count={count}: score at least 1 document")
     examples = collection.held_out if side == "held_out" else collection.train
-    fitting = keep_fitting(examples, generator.text, generator.experiment, Skipped())
-    prompts, truths = captioned(fitting, len(fitting))
+    prompts, truths = captioned([e for e in examples if _fits(e, generator)])
     if not prompts:
         raise ValueError(f"{side}: no document with a text and a picture fits data.row_length")
     spaced = np.linspace(0, len(prompts) - 1, min(count, len(prompts))).round().astype(int)
     prompts, truths = [prompts[i] for i in spaced], truths[spaced]
     codes = encode_pictures(generator.image_tokenizer, truths)
     again = decode_codes(generator.image_tokenizer, codes)
-    drawn = np.stack([np.asarray(image) for image in generator.images(prompts, seed=seed)])
-    captions = generator.caption(list(truths), seed=seed)
+    images = generator.images(prompts, documents=documents, seed=seed)
+    drawn = np.stack([np.asarray(image) for image in images])
+    captions = generator.caption(list(truths), documents=documents, seed=seed)
     assert isinstance(captions, list)
     known = {text for example in collection.train for text in example.texts}
     scores: dict[str, Any] = {
@@ -82,10 +83,17 @@ def evaluate(
     if generator.experiment.data.source == "scenes":
         scores |= score_scenes(prompts, again, drawn, captions)
     else:
-        real = captioned([*collection.train, *collection.held_out], len(known) + len(examples))
+        real = captioned([*collection.train, *collection.held_out])
         scores["nearest_reconstruction"] = nearest(again, prompts, *real)
         scores["nearest"] = nearest(drawn, prompts, *real)
     return Evaluation(scores, prompts, truths, again, drawn, captions)
+
+
+def _fits(example: Example, generator: Generator) -> bool:
+    c = generator.experiment
+    places = sum(len(generator.text.encode(text)) + 1 for text in example.texts)
+    places += (c.model.image_tokens + 1) * len(example.images)
+    return places <= c.data.row_length
 
 
 def score_scenes(

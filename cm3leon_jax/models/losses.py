@@ -82,3 +82,20 @@ def cross_entropy(
     zeros = TokenLoss(*(jnp.zeros((), jnp.float32) for _ in TokenLoss._fields))
     inputs = (split(hidden), split(targets), split(weights.astype(jnp.float32)))
     return jax.lax.scan(add, zeros, inputs)[0]
+
+
+def contrastive(
+    images: jax.Array, texts: jax.Array, scale: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """CLIP's symmetric loss (arXiv 2103.00020, figure 3): pair i belongs together, no other does.
+
+    images and texts are unit vectors [B E] of the whole global batch, however it is split over
+    devices; scale [] multiplies their cosines. Returns the mean of the two directions in nats and
+    the share of rows, over both directions, whose own partner scores highest.
+    """
+    logits = scale * constrain(images @ texts.T, "batch", None)
+    own = jnp.diagonal(logits)
+    by_image, by_text = (jax.nn.logsumexp(logits, axis=axis) for axis in (1, 0))
+    loss = (0.5 * (by_image + by_text) - own).mean()
+    best = jnp.stack([logits.max(axis=1), logits.max(axis=0)])
+    return loss, {"loss": loss, "accuracy": (own >= best).mean()}

@@ -103,6 +103,9 @@ class TextTokenizer:
         except ValueError as error:
             raise ValueError(f"text model {path}: {error}") from error
 
+    def __reduce__(self) -> tuple[type["TextTokenizer"], tuple[bytes]]:
+        return type(self), (self.model,)  # a copy for a worker process is made from the model
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the model whole or not at all."""
         target = Path(path).absolute()

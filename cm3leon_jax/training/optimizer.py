@@ -11,7 +11,7 @@ from cm3leon_jax import config
 # First match wins; None: not trained. An array that matches nothing is an error.
 WEIGHT_DECAY = (
     (r"codebook$", None),
-    (r"(norm|scale|bias|positions|codes)", 0.0),
+    (r"(norm|scale|bias|positions|codes|class_token)", 0.0),
     (r"(embedding|projection|head|query|key|value|out|gate|up|down|kernel)$", 1.0),
 )
 

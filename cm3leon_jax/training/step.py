@@ -42,14 +42,7 @@ def init_state(
 def token_loss(c: config.Experiment, model: Transformer, batch: Batch) -> TokenLoss:
     """Loss sums of a batch."""
     hidden = model(batch["tokens"], batch["segments"], batch["positions"])
-    return cross_entropy(
-        hidden,
-        model.head_table(),
-        batch["targets"],
-        batch["weights"],
-        model.image_start,
-        c.model.loss_chunk,
-    )
+    return _loss(c, model, hidden, batch["targets"], batch["weights"])
 
 
 def train_step(
@@ -93,8 +86,29 @@ def train_step(
 
 
 def eval_step(c: config.Experiment, model: Transformer, batch: Batch) -> Metrics:
-    """Mean losses of a batch without an update."""
-    return token_loss(c, model, batch).means()
+    """Mean losses of a batch without an update: all, by modality, by quarter of the row length.
+
+    "loss_at_1024" is that of tokens whose place in their example is 1024 or more, up to the next.
+    """
+    hidden = model(batch["tokens"], batch["segments"], batch["positions"])
+    means = _loss(c, model, hidden, batch["targets"], batch["weights"]).means()
+    size = -(-c.data.row_length // 4)
+    for start in range(0, c.data.row_length, size):
+        inside = (start <= batch["positions"]) & (batch["positions"] < start + size)
+        part = _loss(c, model, hidden, batch["targets"], batch["weights"] * inside)
+        means[f"loss_at_{start}"] = part.means()["loss"]
+    return means
+
+
+def _loss(
+    c: config.Experiment,
+    model: Transformer,
+    hidden: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+) -> TokenLoss:
+    chunk = c.model.loss_chunk
+    return cross_entropy(hidden, model.head_table(), targets, weights, model.image_start, chunk)
 
 
 def compile_step(

@@ -1,0 +1,79 @@
+"""The bundle: what training produces and `load` opens, self-contained, without absolute paths.
+
+card.md  config.json  text.model  transformer/  image_tokenizer/
+clip/  memory/          with retrieval: the retriever, and the documents that it finds
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from cm3leon_jax import checkpoint, config
+from cm3leon_jax.models.transformer import Transformer
+
+
+def write_bundle(experiment: config.Experiment, workdir: Path, transformer: Transformer) -> None:
+    """Assembles the results of a work directory under a temporary name, then renames it."""
+    bundle, unfinished = workdir / "bundle", workdir / "bundle.part"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    source = experiment.data.source  # a bundle holds no paths of the machine that made it
+    data = replace(experiment.data, source=Path(source).name, font="", mixture="")
+    experiment = replace(experiment, data=data)
+    checkpoint.write_experiment(unfinished, experiment)
+    shutil.copy(workdir / "text.model", unfinished / "text.model")
+    shutil.copytree(workdir / "image_tokenizer" / "network", unfinished / "image_tokenizer")
+    checkpoint.save_network(unfinished / "transformer", transformer)
+    if experiment.retrieval.most:
+        shutil.copytree(workdir / "retriever" / "network", unfinished / "clip")
+        (unfinished / "memory").mkdir()
+        for pattern in ("train-*", "train.index.json", "train.vectors*", "train.faiss*"):
+            for path in (workdir / "documents").glob(pattern):
+                _link(path, unfinished / "memory" / path.name)
+    licenses = json.loads((workdir / "documents" / "licenses.json").read_text())
+    (unfinished / "card.md").write_text(card(experiment, licenses))
+    unfinished.rename(bundle)
+
+
+def card(experiment: config.Experiment, licenses: Mapping[str, int]) -> str:
+    """The model card: what it is, from what data under which licences, how to open it."""
+    c = experiment
+    places = c.train.steps * c.train.batch * c.data.row_length
+    counts = "\n".join(f"| {name or 'not stated'} | {n:,} |" for name, n in licenses.items())
+    memory = ""
+    if c.retrieval.most:
+        memory = (
+            f"\nTrained with {c.retrieval.least} to {c.retrieval.most} retrieved documents in front"
+            " of each; `memory/` holds the training documents, with their licences, for sampling"
+            " with `documents=`.\n"
+        )
+    return f"""# A CM3Leon model
+
+{c.model.parameters:,} parameters, context {c.model.context} tokens, images of \
+{c.image_tokenizer.size} x {c.image_tokenizer.size} pixels in {c.model.image_tokens} codes.
+Trained with the CM3 objective for {c.train.steps:,} steps of {c.train.batch} rows \
+({places:,} places) on `{c.data.source}`, {c.data.held_out:.0%} of the documents held out.
+{memory}
+| licence of the documents | count |
+|---|---:|
+{counts}
+
+```python
+import cm3leon_jax as cm3
+
+generator = cm3.load("bundle")
+generator.images("...", n=4)
+```
+
+It knows what its training data showed and nothing else.
+"""
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file that is never changed, or its copy on another file system."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy(source, target)

@@ -1,0 +1,94 @@
+"""A sample of a source in memory, pictures opened and split: what the tokenizers, the retriever and
+the evaluation read. Preparation for the transformer streams instead (`prepare`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cm3leon_jax import config
+from cm3leon_jax.data import sources
+from cm3leon_jax.data.pictures import BadPicture, open_picture
+from cm3leon_jax.data.records import Record, Skipped, is_held_out
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One record with its pictures opened: texts (str) and images (uint8 [Y X 3]) in order."""
+
+    record: Record
+    segments: tuple[str | NDArray[np.uint8], ...]
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def texts(self) -> list[str]:
+        return [part for part in self.segments if isinstance(part, str)]
+
+    @property
+    def images(self) -> list[NDArray[np.uint8]]:
+        return [part for part in self.segments if not isinstance(part, str)]
+
+
+class Collection(NamedTuple):
+    """A source, read and split."""
+
+    train: list[Example]
+    held_out: list[Example]
+    skipped: Skipped
+
+
+def collect(data: config.Data, size: int) -> Collection:
+    """Reads at most `data.sample` records with every picture as a square of `size` pixels.
+
+    Parts come in a shuffled order, so that a sample of a large source is one of all its files.
+    """
+    skipped = Skipped()
+    train: list[Example] = []
+    held_out: list[Example] = []
+    parts = sources.plan(data, size)
+    for number in np.random.default_rng(data.seed).permutation(len(parts)):
+        for record in sources.read(parts[number], data, size, skipped):
+            try:
+                example = open_example(record, size)
+            except BadPicture as error:
+                skipped.add(record.origin or record.id, str(error))
+                skipped.check_early(data.max_bad_fraction)
+                continue
+            side = held_out if is_held_out(record.group, data.held_out) else train
+            side.append(example)
+            if len(train) + len(held_out) == data.sample:
+                break
+        else:
+            continue
+        break
+    skipped.check(data.max_bad_fraction)
+    for name, side in (("to train on", train), ("held out", held_out)):
+        if not any(example.texts and example.images for example in side):
+            raise ValueError(
+                f"data.source={data.source!r}: of {len(train) + len(held_out)} documents none"
+                f" {name} has a text and a picture; give more documents, or another share with"
+                f" --config.data.held_out (now {data.held_out})"
+            )
+    return Collection(train, held_out, skipped)
+
+
+def open_example(record: Record, size: int) -> Example:
+    """The record with its pictures read and checked; raises BadPicture."""
+    segments = tuple(
+        part if isinstance(part, str) else open_picture(part, size) for part in record.segments
+    )
+    if not any(isinstance(part, str) for part in segments):
+        raise BadPicture("no text: question, answer and instruction are not trained on yet")
+    return Example(record, segments)
+
+
+def captioned(examples: Sequence[Example]) -> tuple[list[str], NDArray[np.uint8]]:
+    """The first text and the first picture of every example that has both."""
+    both = [example for example in examples if example.texts and example.images]
+    return [e.texts[0] for e in both], np.array([e.images[0] for e in both], np.uint8)

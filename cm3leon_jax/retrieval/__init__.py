@@ -1,0 +1,1 @@
+"""What stands in front of a document: search among vectors, the rules of choice, and the join."""

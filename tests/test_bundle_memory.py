@@ -1,0 +1,149 @@
+"""A bundle with a memory: what stands in front of a prompt, and whose memory it may be."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import RETRIEVER, SMALL
+from flax import nnx
+from PIL import Image as Pillow
+
+import cm3leon_jax as cm3
+from cm3leon_jax import bundle, checkpoint, config
+from cm3leon_jax.data.shards import CodedRecord, write_shards
+from cm3leon_jax.mapped import finish_mapped, write_mapped_part
+from cm3leon_jax.models.clip import CLIP, document_vectors, embed_pictures, embed_texts
+from cm3leon_jax.models.image_codes import encode_pictures
+from cm3leon_jax.models.transformer import Transformer
+from cm3leon_jax.models.vqgan import VQGAN
+from cm3leon_jax.tokens.document import Document, Image, Text
+from cm3leon_jax.tokens.text import TextTokenizer
+
+TEXTS = ["a red ring", "a blue ring", "two rings", "no ring at all", "a dot", "red dots"]
+CHANGES = {"retrieval.max_score": 1.0, "retrieval.max_similarity": 1.0, "model.context": 96}
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory) -> Path:
+    c = config.replace(config.Experiment(), SMALL | RETRIEVER | CHANGES)
+    workdir = tmp_path_factory.mktemp("run")
+    text = TextTokenizer.train(TEXTS, workdir / "text.model", pieces=c.model.text_pieces - 6)
+    tokenizer = VQGAN(c.image_tokenizer, rngs=nnx.Rngs(1))
+    checkpoint.save_network(workdir / "image_tokenizer" / "network", tokenizer)
+    clip = CLIP(c.retriever, c.model.text_pieces, rngs=nnx.Rngs(2))
+    checkpoint.save_network(workdir / "retriever" / "network", clip)
+    pixels = np.random.default_rng(0).integers(0, 256, (len(TEXTS), 8, 8, 3), np.uint8)
+    np.save(workdir / "pixels.npy", pixels)
+    codes = encode_pictures(tokenizer, pixels)
+    made_by = {
+        "image_tokenizer": checkpoint.fingerprint(tokenizer),
+        "retriever": checkpoint.fingerprint(clip),
+    }
+    records = [
+        CodedRecord(f"r{i}", (name, codes[i]), license="CC0-1.0") for i, name in enumerate(TEXTS)
+    ]
+    folder = workdir / "documents"
+    write_shards(records, folder, "train", made_by)
+    by_text = embed_texts(clip, [text.encode(name) for name in TEXTS])
+    by_image = embed_pictures(clip, pixels)
+    both = document_vectors(by_text[:, None], by_image[:, None])
+    vectors = np.stack([both, by_text, by_image], axis=1).astype(np.float16)
+    write_mapped_part(folder, "train.vectors", 0, 1, vectors)
+    finish_mapped(folder, "train.vectors", 1, made_by)
+    checkpoint.write_json(folder / "licenses.json", {"CC0-1.0": len(TEXTS)})
+    bundle.write_bundle(c, workdir, Transformer(c.model, rngs=nnx.Rngs(0)))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def generator(workdir, tmp_path_factory) -> cm3.Generator:
+    moved = tmp_path_factory.mktemp("elsewhere") / "bundle"
+    (workdir / "bundle").rename(moved)
+    (workdir / "documents" / "train.index.json").unlink()  # a bundle needs nothing of its run
+    return cm3.load(moved)
+
+
+def pixels(images) -> np.ndarray:
+    return np.stack([np.asarray(image) for image in images])
+
+
+def test_the_nearest_documents_by_text_come_first(generator, workdir):
+    memory = generator.memory
+    pieces = [generator.text.encode("a red ring")]
+    scores = embed_texts(memory.retriever, pieces)[0] @ memory.memory.vectors[:][:, 0].T
+    best = np.argsort(-scores)[:2]
+    (found,) = memory.find_by_texts(["a red ring"], 2)
+    wanted = [TEXTS[i] for i in best]
+    assert [generator.text.decode(d.segments[0].ids) for d in found] == wanted
+    codes = encode_pictures(generator.image_tokenizer, np.load(workdir / "pixels.npy"))
+    assert [d.segments[1].codes for d in found] == [tuple(codes[i].tolist()) for i in best]
+
+
+def test_prompts_stand_behind_their_documents_in_both_streams(generator, monkeypatch):
+    seen = []
+    whole = type(generator)._in_batches
+
+    def watch(self, streams, *rest):
+        seen.append(streams)
+        return whole(self, streams, *rest)
+
+    monkeypatch.setattr(type(generator), "_in_batches", watch)
+    generator.images("a blue ring", n=2, guidance=2.0, documents=1)
+    (found,) = generator.memory.find_by_texts(["a blue ring"], 1)
+    v = generator.vocabulary
+    text = Text(generator.text.encode("a blue ring"))
+    # A placeholder image, so that to_ids writes the <break> behind the prompt's text.
+    ids = Document([text, Image([0])], found).to_ids(v)[:-2]
+    conditional, unconditional = seen[0]
+    assert len(conditional) == len(unconditional) == 2
+    np.testing.assert_array_equal(conditional[0], ids)
+    begin = len(ids) - len(text.ids) - 1
+    np.testing.assert_array_equal(unconditional[0], [*ids[:begin], v.mask(0), 3])
+
+
+def test_documents_change_the_picture_and_repeat(generator):
+    none, one = (generator.images("a red ring", documents=n, n=4) for n in (0, 1))
+    again = generator.images("a red ring", documents=1, n=4)
+    assert np.any(pixels(none) != pixels(one))
+    np.testing.assert_array_equal(pixels(one), pixels(again))
+    np.testing.assert_array_equal(pixels(none), pixels(generator.images("a red ring", n=4)))
+
+
+def test_captions_are_found_behind_documents_of_the_picture(generator, workdir):
+    picture = Pillow.fromarray(np.load(workdir / "pixels.npy")[3])
+    assert isinstance(generator.caption(picture, documents=2), str)
+    (found,) = generator.memory.find_by_pictures(np.asarray(picture)[None], 2)
+    scores = embed_pictures(generator.memory.retriever, np.asarray(picture)[None])[0]
+    best = int(np.argmax(scores @ generator.memory.memory.vectors[:][:, 0].T))
+    assert generator.text.decode(found[0].segments[0].ids) == TEXTS[best]
+
+
+def test_more_documents_than_training_had_are_refused(generator):
+    with pytest.raises(ValueError, match="documents=3: use 0 to 2, as in training"):
+        generator.images("a red ring", documents=3)
+    alone = replace(generator, memory=None)
+    with pytest.raises(ValueError, match="documents=1: use 0: there is no memory"):
+        alone.images("a red ring", documents=1)
+
+
+def test_a_memory_of_other_networks_is_refused_with_both_fingerprints(generator, tmp_path):
+    folder = Path(generator.memory.records.parts[0]).parents[1]
+    c = generator.experiment
+    other = CLIP(c.retriever, c.model.text_pieces, rngs=nnx.Rngs(3))
+    mine = checkpoint.fingerprint(generator.memory.retriever)
+    checkpoint.save_network(folder / "clip", other)
+    theirs = checkpoint.fingerprint(other)
+    both = f"made with the retriever {mine}, the bundle has {theirs}"
+    with pytest.raises(ValueError, match=both):
+        cm3.load(folder)
+    checkpoint.save_network(folder / "clip", generator.memory.retriever)
+    tokenizer = VQGAN(c.image_tokenizer, rngs=nnx.Rngs(7))
+    checkpoint.save_network(folder / "image_tokenizer", tokenizer)
+    with pytest.raises(ValueError, match="made with the image_tokenizer"):
+        cm3.load(folder)
+
+
+def test_the_memory_keeps_licences(generator):
+    assert {record.license for record in generator.memory.records} == {"CC0-1.0"}
+    assert "`memory/` holds the training documents" in bundle.card(generator.experiment, {})
