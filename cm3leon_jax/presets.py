@@ -132,7 +132,7 @@ def _tiny() -> Experiment:
         data=Data(source="scenes", count=60_000, sample=60_000, row_length=192),
         # Of 60,000 scenes many are alike: with the paper's .9 four in ten would stand alone.
         retrieval=Retrieval(most=2, alone=0.5, candidates=32, max_score=0.97, max_similarity=0.97),
-        objective=Objective(rate=1.5, max_spans=4, whole_segment=0.7),
+        objective=Objective(rate=1.0, max_spans=2, whole_segment=0.7),
         optimizer=Optimizer(
             learning_rate=2e-3,
             warmup_steps=100,
@@ -141,7 +141,7 @@ def _tiny() -> Experiment:
             beta2=0.95,
             weight_decay=0.01,
         ),
-        train=Train(steps=3000, batch=6, log_every=20, sample_every=500, save_every=200),
+        train=Train(steps=5000, batch=6, log_every=20, sample_every=500, save_every=200),
         mesh=Mesh(data=1, fsdp=1),  # one device, however many there are
         decode=Decode(
             temperature=0.2, top_p=1.0, guidance=1.0, text_temperature=0.0, text_tokens=48
