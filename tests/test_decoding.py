@@ -125,7 +125,9 @@ def test_new_numbers_compile_nothing(model):
     assert draw_codes._cache_size() == size
 
 
-logits = st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=12, unique=True)
+# Without subnormal numbers: XLA takes them for 0 on CPU, so that two of them are a tie.
+numbers = st.floats(-8, 8, width=32, allow_subnormal=False)
+logits = st.lists(numbers, min_size=2, max_size=12, unique=True)
 
 
 @given(logits, st.integers(1, 12))
