@@ -51,6 +51,7 @@ setup(
         "faiss": ["faiss-cpu>=1.12,<2"],
         "tpu": [f"jax[tpu]{JAX}"],
         "cuda": [f"jax[cuda13]{JAX}"],
+        "int8": ["qwix>=0.1.8,<0.2"],
         "interop": [
             "torch>=2.9,<3",
             "transformers>=5.0,<6",
@@ -66,6 +67,7 @@ setup(
             "ruff>=0.17,<0.18",
             "mypy>=2.4,<3",
             "setuptools>=77",  # a test builds the wheel
+            f"jax[tpu]{JAX}",  # tests compile for chips that are not there
             "tensorboard>=2.20,<3",
         ],
     },

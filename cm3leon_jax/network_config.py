@@ -43,7 +43,10 @@ class Model:
     position_std: float = 0.0002
     init_residual: Literal["zero", "scaled"] = "zero"  # outputs of attention and mlp
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of the computation; parameters are float32
-    remat: Literal["none", "full"] = "full"
+    # What the backward pass computes again: nothing, the cheap part (products stay, on the chip or,
+    # with offload, in the host's memory), or whole layers.
+    remat: Literal["none", "minimal", "offload", "full"] = "full"
+    quantize: Literal["none", "int8"] = "none"  # of the layers' products in training, by Qwix
     loss_chunk: int = 512  # positions per step of the chunked cross-entropy
 
     def __post_init__(self) -> None:
@@ -54,7 +57,8 @@ class Model:
         require(self.specials >= 5 + self.sentinels, "model.specials", self.specials, rule)
         rule = "must be at least 17: the text tokenizer's own pieces, and one letter"
         require(self.text_pieces >= 17, "model.text_pieces", self.text_pieces, rule)
-        for name in ("activation", "norm", "norm_placement", "positions", "dtype", "remat"):
+        kinds = ("activation", "norm", "norm_placement", "positions", "dtype", "remat", "quantize")
+        for name in kinds:
             choices = typing.get_args(typing.get_type_hints(Model)[name])
             require_choice(f"model.{name}", getattr(self, name), choices)
         require_choice("model.init_residual", self.init_residual, ("zero", "scaled"))
@@ -112,14 +116,19 @@ class Optimizer:
     epsilon: float = 1e-8
     weight_decay: float = 0.1
     clip: float = 1.0  # global gradient norm; 0: off
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"  # of the first moment
+    skip_above: float = 0.0  # skips updates of a gradient norm above this times its mean; 0: none
 
     def __post_init__(self) -> None:
         rule = "must be > 0 and finite"
         holds = 0 < self.learning_rate < float("inf")
         require(holds, "optimizer.learning_rate", self.learning_rate, rule)
         require_choice("optimizer.schedule", self.schedule, ("linear", "cosine", "constant"))
+        require_choice("optimizer.moment_dtype", self.moment_dtype, ("float32", "bfloat16"))
         for name in ("warmup_steps", "epsilon", "weight_decay", "clip"):
             require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), ">= 0")
+        holds = self.skip_above == 0 or self.skip_above > 1
+        require(holds, "optimizer.skip_above", self.skip_above, "must be 0 (off) or > 1")
         rule = "must be >= 0 and <= 1"
         require(0 <= self.end_fraction <= 1, "optimizer.end_fraction", self.end_fraction, rule)
         for name in ("beta1", "beta2"):
@@ -139,13 +148,16 @@ class Train:
     sample_every: int = 1000  # picture grids and held-out loss in TensorBoard
     save_every: int = 1000
     keep: int = 3  # checkpoints
+    start_from: str = ""  # bundle or run whose parameters a new run starts with; empty: random
+    hang_seconds: int = 1800  # without a finished step end a process that hangs; 0: wait for ever
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "log_every", "keep"):
             require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be > 0")
         for name in ("sample_every", "save_every"):
             require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be > 0")
-        require(self.seed >= 0, "train.seed", self.seed, "must be >= 0")
+        for name in ("seed", "hang_seconds"):
+            require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "must be >= 0")
         rule = f"must be a multiple of train.log_every={self.log_every}: a resumed log is whole"
         require(self.save_every % self.log_every == 0, "train.save_every", self.save_every, rule)
         rule = f"must be a multiple of train.accumulate={self.accumulate}"
