@@ -102,6 +102,18 @@ class Model:
         tables += self.code_features * self.width
         return self.layers * (attention + mlp + norms + qk_norm) + tables + norms // 2
 
+    def train_flops(self, length: int) -> float:
+        """FLOPs per token of a training step on rows of `length`: forward, and twice that back.
+
+        Six for each weight of a matrix product, the head among them, and 6 L D T for causal
+        attention, which is half of the square. What remat computes again is not counted.
+        """
+        kv_width = (self.kv_heads or self.heads) * self.head_size
+        mlp = (3 if self.activation == "swiglu" else 2) * self.width * self.mlp
+        layer = 2 * self.width**2 + 2 * self.width * kv_width + mlp
+        weights = self.layers * layer + self.vocabulary * self.width
+        return 6.0 * weights + 6.0 * self.layers * self.width * length
+
 
 @dataclass(frozen=True)
 class Optimizer:

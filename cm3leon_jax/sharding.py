@@ -8,15 +8,19 @@ Logical axes: batch seq embed heads kv_heads head mlp vocab layers codes feature
 Mesh axes: data fsdp tensor.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cm3leon_jax import config
+
+AXES = ("data", "fsdp", "tensor")
+TYPES = (AxisType.Auto,) * 3
 
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
@@ -40,21 +44,36 @@ COMPUTE: Rules = {
 def make_mesh(sizes: config.Mesh, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
     """Returns the mesh data x fsdp x tensor over `devices` (all of this program by default).
 
-    Without a -1 among the sizes the first devices are taken, as many as the product says.
+    Without a -1 among the sizes the first devices are taken, as many as the product says. Devices
+    of several TPU slices are joined by `data`: only gradients cross the network between slices.
     """
     devices = jax.devices() if devices is None else devices
     shape = [sizes.data, sizes.fsdp, sizes.tensor]
-    given = int(np.prod([n for n in shape if n != -1]))
+    given = math.prod(n for n in shape if n != -1)
     if given > len(devices) or (-1 in shape and len(devices) % given):
         raise ValueError(
-            f"mesh (data, fsdp, tensor)={tuple(shape)}: the product must fit the number of devices,"
-            f" {len(devices)}; use smaller numbers, or -1 for one axis that takes what is left"
+            f"mesh (data, fsdp, tensor)={tuple(shape)}: there are {len(devices)} devices; use"
+            f" numbers whose product is one of {_divisors(len(devices))}, and -1 for one axis that"
+            " takes what is left"
         )
     if -1 not in shape:
         devices = devices[:given]
-    shape = [len(devices) // given if n == -1 else n for n in shape]
-    axes = ("data", "fsdp", "tensor")
-    return jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    data, fsdp, tensor = (len(devices) // given if n == -1 else n for n in shape)
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    if slices == 1:
+        return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=TYPES, devices=devices)
+    if data % slices:
+        raise ValueError(
+            f"mesh.data={data}: {slices} slices are joined by the axis data, so it must be a"
+            f" multiple of {slices}; use for example mesh.data={slices} and mesh.fsdp=-1"
+        )
+    placed = mesh_utils.create_hybrid_device_mesh(
+        (data // slices, fsdp, tensor),
+        (slices, 1, 1),
+        devices,
+        allow_split_physical_axes=devices[0].device_kind == "TPU v5 lite",  # as jax.make_mesh does
+    )
+    return jax.sharding.Mesh(placed, AXES, axis_types=TYPES)
 
 
 def spec(axes: tuple[str | None, ...], rules: Rules) -> PartitionSpec:
@@ -107,10 +126,14 @@ def _check_divides(
     name: str, size: int, split: str | tuple[str, ...] | None, mesh: jax.sharding.Mesh
 ) -> None:
     names = (split,) if isinstance(split, str) else split or ()
-    ways = int(np.prod([mesh.shape[axis] for axis in names]))
+    ways = math.prod(mesh.shape[axis] for axis in names)
     if size % ways:
-        fits = [n for n in range(1, ways + 1) if ways % n == 0 and size % n == 0]
+        fits = _divisors(math.gcd(ways, size))
         raise ValueError(
             f"{name}: an axis of size {size} does not divide over mesh axis {split} = {ways};"
             f" of its divisors {fits} would fit"
         )
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]

@@ -24,7 +24,7 @@ ROWS = (
     ("data", "retrieval"),
     ("models", "checkpoint", "mapped"),
     ("tokens",),
-    ("sharding", "presets", "recipes"),
+    ("sharding", "chips", "presets", "recipes"),
     ("config",),
     ("network_config",),
     ("fields",),

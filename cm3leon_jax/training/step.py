@@ -12,6 +12,7 @@ import optax
 from flax import nnx
 
 from cm3leon_jax import config
+from cm3leon_jax.chips import chip_of
 from cm3leon_jax.models.losses import TokenLoss, cross_entropy
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.sharding import batch_sharding, shardings
@@ -113,14 +114,18 @@ def _loss(
 
 def compile_step(
     step: Callable[[Any, Batch], tuple[Any, Metrics]], state: Any, mesh: jax.sharding.Mesh
-) -> Callable[[Any, Batch], tuple[Any, Metrics]]:
-    """Jits any network's step: the state is donated and keeps its shardings, batches are split."""
-    at = shardings(state, mesh)
+) -> jax.stages.Wrapped:
+    """Jits any network's step: the state is donated and keeps its shardings, batches are split.
+
+    XLA gets the options of the mesh's chips.
+    """
+    at, chip = shardings(state, mesh), chip_of(mesh.devices.flat[0].device_kind)
     return jax.jit(
         step,
         in_shardings=(at, batch_sharding(mesh)),
         out_shardings=(at, None),
         donate_argnums=0,
+        compiler_options=chip.xla if chip else None,
     )
 
 
