@@ -164,6 +164,20 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--images", type=Path, help="folder for the pictures, as FID tools want them")
 
     made = verb(
+        "plan",
+        _plan,
+        "Compile the training step for TPU chips that are not there: memory, collectives, days.",
+        "cm3leon plan --preset 7b --topology v5p:4x4x8",
+    )
+    made.add_argument("--preset", choices=sorted(presets.PRESETS), help="the experiment")
+    made.add_argument(
+        "--topology", required=True, help="chips, such as v5e:16x16, v5p:4x4x8, '2 x v5p:4x4x8'"
+    )
+    made.add_argument("--rows", type=_positive, help="rows a chip at once; changes accumulation")
+    made.add_argument("--search", action="store_true", help="try remat policies and rows")
+    made.add_argument("--images", type=_positive, help="plan drawing so many images instead")
+
+    made = verb(
         "inspect",
         _inspect,
         "Show what training sees.",
@@ -287,6 +301,25 @@ def _evaluate(options: argparse.Namespace) -> None:
         write_json(options.out, result.scores)
     if options.images:
         write_images(result, options.images)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs; a TPU here stays free
+    from cm3leon_jax import plan
+
+    experiment = options.experiment or (options.preset and presets.preset(options.preset))
+    if experiment is None or (options.experiment and options.preset):
+        raise ValueError("plan: name one experiment with --preset, --config or --gin_file")
+    if options.search:
+        for line in plan.describe_search(experiment, options.topology):
+            print(line, flush=True)
+    elif options.images:
+        found = plan.plan_decode(experiment, options.topology, options.images)
+        print(plan.describe_decode(experiment, options.topology, found, options.images))
+    else:
+        chosen = plan.with_rows(experiment, options.topology, options.rows)
+        found = plan.plan_training(chosen, options.topology)
+        print(plan.describe_training(chosen, options.topology, found))
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -8,7 +8,6 @@ XLA's own `cost_analysis` counts a scanned layer once, so it is not used.
 
 import math
 import re
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,7 @@ from cm3leon_jax.chips import GIB, Chip, chip_of, devices_of
 from cm3leon_jax.decoding.engine import Prompts, draw_codes
 from cm3leon_jax.decoding.logits import Sampling
 from cm3leon_jax.models.transformer import Transformer
-from cm3leon_jax.sharding import batch_sharding, make_mesh, shardings
+from cm3leon_jax.sharding import batch_sharding, check_batch, make_mesh, shardings
 from cm3leon_jax.training.optimizer import make_optimizer, make_schedule
 from cm3leon_jax.training.step import compile_step, init_state, train_step
 
@@ -54,7 +53,6 @@ class Plan:
     aliased: int  # of the arguments, replaced by results in place
     census: Census
     text: str  # the compiled program
-    seconds: float  # that compiling took
 
     @property
     def total(self) -> int:
@@ -84,15 +82,10 @@ class Estimate:
     days: float
 
 
-def plan_training(c: config.Experiment, topology: str, rows: int | None = None) -> Plan:
-    """Compiles the training step of `c`; `rows` on a chip at once change `train.accumulate`.
-
-    Raises DoesNotFit, ValueError for what does not divide.
-    """
-    devices = devices_of(topology)
-    mesh = make_mesh(c.mesh, devices)
-    if rows is not None:
-        c = with_rows(c, rows, mesh)
+def plan_training(c: config.Experiment, topology: str) -> Plan:
+    """Compiles the training step of `c`. Raises DoesNotFit, ValueError for what does not divide."""
+    mesh = make_mesh(c.mesh, devices_of(topology))
+    check_batch(c.train.batch, c.train.accumulate, mesh)
     optimizer = make_optimizer(c.optimizer, c.train.steps)
     state = _placed(partial(init_state, c, optimizer), mesh)
     shape = (c.train.batch, c.data.row_length)
@@ -107,7 +100,7 @@ def plan_training(c: config.Experiment, topology: str, rows: int | None = None) 
         "optimizer state": _bytes(state.moments),
         "batch": _bytes(batch),
     }
-    per_pass = c.train.batch // c.train.accumulate // (mesh.shape["data"] * mesh.shape["fsdp"])
+    per_pass = c.train.batch // c.train.accumulate // _ways(mesh)
     advice = (
         f"with {per_pass} rows a chip and remat {c.model.remat}: use fewer rows (more of"
         " train.accumulate), model.remat=full, optimizer.moment_dtype=bfloat16, or more chips"
@@ -149,17 +142,76 @@ def search(
 
     Yields (policy, rows, Plan or why it does not fit).
     """
-    devices = devices_of(topology)
-    mesh = make_mesh(c.mesh, devices)
-    most = c.train.batch // (mesh.shape["data"] * mesh.shape["fsdp"])
+    most = c.train.batch // _ways(make_mesh(c.mesh, devices_of(topology)))
     for policy in policies:
-        for rows in (n for n in _powers(most) if most % n == 0):
-            changed = config.replace(c, {"model.remat": policy})
+        for rows in (2**n for n in range(most.bit_length()) if most % 2**n == 0):
+            changed = with_rows(config.replace(c, {"model.remat": policy}), topology, rows)
             try:
-                yield policy, rows, plan_training(changed, topology, rows)
+                yield policy, rows, plan_training(changed, topology)
             except DoesNotFit as error:
                 yield policy, rows, str(error)
                 break
+
+
+def describe_training(c: config.Experiment, topology: str, plan: Plan) -> str:
+    """What compiling measured and what arithmetic adds, as Markdown."""
+    guess, chip = estimate(c, plan), plan.chip
+    return f"""{_head(c, topology, plan)}
+
+Measured by compiling the training step, {c.train.batch:,} rows of {c.data.row_length:,} tokens in
+{c.train.accumulate} passes, remat {c.model.remat}:
+
+{plan.table()}
+
+Collectives in a loop, such as those of a layer, count once.
+
+Estimated, not measured: {guess.flops / 1e9:.1f} GFLOP a token (6 for each weight, and attention), \
+{chip.utilization:.0%} of
+{chip.flops / 1e12:.0f} TFLOP/s a chip (published runs of 8 to 30 billion parameters):
+{guess.step:.1f} s a step of {guess.tokens:,} tokens, {guess.days:.1f} days for \
+{guess.tokens * c.train.steps / 1e12:.2f}T tokens."""
+
+
+def describe_decode(c: config.Experiment, topology: str, plan: Plan, images: int) -> str:
+    """The same for drawing `images` pictures with guidance."""
+    count, resting = c.model.image_tokens, plan.kinds["parameters"] + plan.temporary
+    floor = resting / plan.chip.bandwidth
+    return f"""{_head(c, topology, plan)}
+
+Measured by compiling the drawing of {images} images of {count:,} codes with guidance:
+
+{plan.table()}
+
+Estimated, not measured: reading all of that once a token at {plan.chip.bandwidth / 1e12:.2f} TB/s \
+takes {1000 * floor:.1f} ms,
+so {images / (floor * count):.2f} images/s are the most that this program could draw."""
+
+
+def describe_search(c: config.Experiment, topology: str) -> Iterator[str]:
+    """Lines of the table of `search`, each as soon as it is known, and then the choice."""
+    yield "| remat | rows a chip | GiB a chip | temporaries | host | |"
+    yield "|---|---:|---:|---:|---:|---|"
+    best: tuple[str, int] | None = None
+    for policy, rows, found in search(c, topology):
+        if isinstance(found, str):
+            yield f"| {policy} | {rows} | | | | {found} |"
+            continue
+        sizes = (found.total, found.temporary, found.host)
+        yield f"| {policy} | {rows} | {' | '.join(f'{n / GIB:.2f}' for n in sizes)} | fits |"
+        if best is None or policy == best[0]:
+            best = policy, rows
+    if best is None:
+        yield "\nNothing fits: use more chips, or optimizer.moment_dtype=bfloat16."
+    else:
+        yield f"\nThe least computed again: remat {best[0]} with {best[1]} rows a chip at once."
+
+
+def _head(c: config.Experiment, topology: str, plan: Plan) -> str:
+    mesh = " x ".join(map(str, plan.mesh))
+    return (
+        f"{c.model.parameters:,} parameters on {topology}: {plan.chips} chips, mesh (data, fsdp,"
+        f" tensor) {mesh}."
+    )
 
 
 def estimate(c: config.Experiment, plan: Plan) -> Estimate:
@@ -170,15 +222,17 @@ def estimate(c: config.Experiment, plan: Plan) -> Estimate:
     return Estimate(tokens, flops, step, step * c.train.steps / 86_400)
 
 
-def with_rows(c: config.Experiment, rows: int, mesh: jax.sharding.Mesh) -> config.Experiment:
-    """The experiment with as many accumulation passes as give `rows` a chip in each."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows < 1 or c.train.batch % (rows * ways):
-        most = c.train.batch // ways
-        fits = [n for n in range(1, most + 1) if most % n == 0] if c.train.batch % ways == 0 else []
-        rule = f"use one of {fits}" if fits else f"data x fsdp = {ways} does not divide the batch"
-        raise ValueError(f"rows={rows} of train.batch={c.train.batch} on each chip: {rule}")
-    return config.replace(c, {"train.accumulate": c.train.batch // (rows * ways)})
+def with_rows(c: config.Experiment, topology: str, rows: int | None) -> config.Experiment:
+    """The experiment with as many accumulation passes as give `rows` a chip in each, if given."""
+    if rows is None:
+        return c
+    mesh = make_mesh(c.mesh, devices_of(topology))
+    check_batch(c.train.batch, 1, mesh)
+    most = c.train.batch // _ways(mesh)
+    if most % rows:
+        fits = [n for n in range(1, most + 1) if most % n == 0]
+        raise ValueError(f"rows={rows}: a chip has {most} rows a step; use one of {fits}")
+    return config.replace(c, {"train.accumulate": most // rows})
 
 
 def take_census(text: str) -> Census:
@@ -210,7 +264,6 @@ def _compile(
     device = mesh.devices.flat[0]
     chip = chip_of(device.device_kind)
     assert chip is not None  # devices_of gives no other
-    start = time.perf_counter()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -233,7 +286,6 @@ def _compile(
         aliased=memory.alias_size_in_bytes,
         census=take_census(text),
         text=text,
-        seconds=time.perf_counter() - start,
     )
 
 
@@ -254,5 +306,6 @@ def _bytes(tree: Any) -> int:
     )
 
 
-def _powers(most: int) -> Iterator[int]:
-    yield from (2**n for n in range(most.bit_length()))
+def _ways(mesh: jax.sharding.Mesh) -> int:
+    """Parts that a batch is split into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
