@@ -3,19 +3,68 @@
 B batch, T query positions, S key positions, N heads, K key-value heads, H head size.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from cm3leon_jax.sharding import COMPUTE, spec
+
+# Rows of queries and keys that one splash block holds in bfloat16, by chip.
+BLOCKS = {
+    "TPU v4": 1024,
+    "TPU v5 lite": 1024,  # v5e
+    "TPU v5": 1024,  # v5p
+    "TPU v6 lite": 1024,  # v6e
+    "TPU7x": 1024,
+}
+Kernel = Literal["splash", "cudnn", "xla"]
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array) -> jax.Array:
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segments: jax.Array,
+    kernel: Kernel | None = None,
+) -> jax.Array:
     """Causal attention within the segments of a packed row.
 
     query [B T N H], key and value [B T K H] with K dividing N, segments [B T]; returns [B T N H].
-    Softmax in float32. A position sees itself always, so no row is without a key.
+    Softmax in float32. A position sees itself always, so no row is without a key. The kernel is
+    `choose_kernel`'s unless named. What the backward pass needs is named "context" for `remat`.
     """
-    same = segments[:, :, None] == segments[:, None, :]
-    causal = jnp.tril(jnp.ones(same.shape[1:], bool))
-    return jax.nn.dot_product_attention(query, key, value, mask=(same & causal)[:, None])
+    kernel = kernel or choose_kernel(query)
+    run = _KERNELS[kernel]
+    if kernel != "xla" and not jax.sharding.get_abstract_mesh().empty:
+        # Kernels are opaque to the partitioner: each device runs its own rows and heads.
+        heads = spec(("batch", None, "heads", None), COMPUTE)
+        rows = spec(("batch", None), COMPUTE)
+        run = jax.shard_map(
+            run, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
+        )
+    return run(query, key, value, segments)
+
+
+def choose_kernel(query: jax.Array) -> Kernel:
+    """The fastest kernel for query [B T N H] where it will run.
+
+    That is the mesh's platform, not the process's: a compilation for a TPU that is not there sees
+    the TPU's kernel. Shapes that a kernel does not take go to XLA.
+    """
+    device = _device()
+    length, head = query.shape[1], query.shape[-1]
+    # Splash works on whole tiles of 128 lanes, and a block may not reach over the row's end.
+    if device.platform == "tpu" and length % 128 == 0:
+        return "splash"
+    # cuDNN's own limits. AMD's GPUs have the same platform, but no cuDNN.
+    fits = query.dtype.itemsize == 2 and head % 8 == 0 and head <= 128 and length % 2 == 0
+    if device.platform == "gpu" and device.device_kind.startswith("NVIDIA") and fits:
+        return "cudnn"
+    return "xla"
 
 
 def attend_cache(
@@ -31,3 +80,58 @@ def attend_cache(
     seen = (slots >= start[:, None])[:, None, :] & (slots <= places[:, None])[None]
     seen |= (slots == places[:, None])[None]
     return jax.nn.dot_product_attention(query, key, value, mask=seen[:, None])
+
+
+def _device() -> jax.Device | jax.sharding.AbstractDevice:
+    return jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+
+
+def _dot_product(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segments: jax.Array,
+    implementation: Literal["xla", "cudnn"],
+) -> jax.Array:
+    # cuDNN takes segments only as an additive bias of [B 1 T S]; told that the rest is causal, it
+    # leaves out the blocks above the diagonal.
+    same = segments[:, None, :, None] == segments[:, None, None, :]
+    context = jax.nn.dot_product_attention(
+        query, key, value, mask=same, is_causal=True, implementation=implementation
+    )
+    return checkpoint_name(context, "context")
+
+
+def _splash(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array) -> jax.Array:
+    # Imported here: Pallas takes a second that only a TPU's compilation should pay.
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    device = _device()
+    length, heads, head = query.shape[1:]
+    most = BLOCKS.get(device.device_kind, 512) * 2 // query.dtype.itemsize
+    block = max(n for n in range(128, most + 1, 128) if length % n == 0)
+    run = splash.make_splash_mha(
+        splash.MultiHeadMask([splash.CausalMask((length, length))] * heads),
+        block_sizes=splash.BlockSizes(
+            block_q=block,
+            block_kv=block,
+            block_q_dkv=block,
+            block_kv_dkv=block,
+            use_fused_bwd_kernel=True,
+        ),
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name="context",  # its output and log-sum: backward needs both
+        interpret=device.platform != "tpu",
+    )
+    # Splash does not scale; in float32, as head_size**-0.5 itself is no bfloat16 number.
+    query = (query * jnp.float32(head**-0.5)).astype(query.dtype)
+    heads_first = (x.swapaxes(1, 2) for x in (query, key, value))
+    return jax.vmap(run)(*heads_first, splash.SegmentIds(segments, segments)).swapaxes(1, 2)
+
+
+_KERNELS: dict[Kernel, Callable[..., jax.Array]] = {
+    "splash": _splash,
+    "cudnn": partial(_dot_product, implementation="cudnn"),
+    "xla": partial(_dot_product, implementation="xla"),
+}

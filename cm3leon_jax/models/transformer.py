@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from cm3leon_jax import config
 from cm3leon_jax.models.attention import attend, attend_cache
+from cm3leon_jax.models.remat import rematerialize
 from cm3leon_jax.sharding import constrain
 
 
@@ -97,6 +99,7 @@ class Layers(nnx.Module):
     ) -> tuple[jax.Array, Any]:
         """One layer, after the scan has sliced off L: x [B T D], positions [B T]."""
         after = self.config.norm_placement == "after"
+        x = checkpoint_name(x, "layer_input")
 
         h = x if after else self.attention_norm(x)
         query = self._project("btd,dnh->btnh", h, self.query)
@@ -108,14 +111,16 @@ class Layers(nnx.Module):
             query = rotate(query, positions, self.config.rotary_base)
             key = rotate(key, positions, self.config.rotary_base)
         query = constrain(query, "batch", None, "heads", None)
+        query, key, value = checkpoint_name((query, key, value), "qkv")
         context, cache = attend(query, key, value, index, cache)
         h = self._project("btnh,nhd->btd", context, self.out)
         x = x + (self.attention_norm(h) if after else h)
 
         h = x if after else self.mlp_norm(x)
-        up = self._project("btd,df->btf", h, self.up)
+        up = checkpoint_name(self._project("btd,df->btf", h, self.up), "mlp_up")
         if self.gate is not None:
-            up = up * jax.nn.silu(self._project("btd,df->btf", h, self.gate))
+            gate = checkpoint_name(self._project("btd,df->btf", h, self.gate), "mlp_up")
+            up = up * jax.nn.silu(gate)
         else:
             up = jax.nn.relu(up) if self.config.activation == "relu" else jax.nn.gelu(up)
         h = self._project("btf,fd->btd", constrain(up, "batch", None, "mlp"), self.down)
@@ -237,8 +242,7 @@ class Transformer(nnx.Module):
             layers, index = layer
             return layers(carry[0], positions, attend, index, carry[1]), None
 
-        if self.config.remat == "full":
-            body = jax.checkpoint(body)
+        body = rematerialize(body, self.config.remat)
         indices = jnp.arange(self.config.layers)
         (x, cache), _ = jax.lax.scan(body, (x, cache), (self.layers, indices))
         return self.final_norm(x), cache

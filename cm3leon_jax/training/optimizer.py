@@ -42,7 +42,7 @@ def make_optimizer(c: config.Optimizer, steps: int) -> optax.GradientTransformat
 
     train = optax.chain(
         optax.clip_by_global_norm(c.clip) if c.clip else optax.identity(),
-        optax.scale_by_adam(b1=c.beta1, b2=c.beta2, eps=c.epsilon),
+        optax.scale_by_adam(b1=c.beta1, b2=c.beta2, eps=c.epsilon, mu_dtype=c.moment_dtype),
         optax.add_decayed_weights(c.weight_decay, mask=decays),
         optax.scale_by_learning_rate(make_schedule(c, steps)),
     )

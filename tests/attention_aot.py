@@ -1,0 +1,47 @@
+"""Compiles attention's forward and backward pass for TPU chips that are not there.
+
+`attention_aot.py v5e:2x2 v5p:2x2x1`: prints by topology and head size how many splash kernels the
+compiled program calls.
+"""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from cm3leon_jax.models.attention import attend
+
+LENGTH, HEADS = 4096, 2
+# Without these a v4 or v5p chip is two devices, or its slice no grid of hosts.
+MEGACORE = {"chips_per_host_bounds": (2, 2, 1), "chip_config_name": "megacore"}
+
+
+def main(topology: str) -> dict[int, int]:
+    options = MEGACORE if topology.startswith(("v4", "v5p")) else {}
+    described = topologies.get_topology_desc(topology_name=topology, platform="tpu", **options)
+    devices = np.array(described.devices).reshape(1, 2, -1)
+    mesh = Mesh(devices, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    by_row = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+    def loss(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array) -> jax.Array:
+        return attend(query, key, value, segments).astype(jnp.float32).sum()
+
+    calls = {}
+    for head in (64, 96, 128):
+        form = (2, LENGTH, HEADS * devices.shape[2], head)
+        row = jax.ShapeDtypeStruct(form, jnp.bfloat16, sharding=by_row)
+        segments = jax.ShapeDtypeStruct(form[:2], jnp.int32, sharding=by_row)
+        with jax.set_mesh(mesh):
+            program = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+            text = program.lower(row, row, row, segments).compile().as_text()
+        lines = [line for line in text.splitlines() if "tpu_custom_call" in line]
+        calls[head] = sum("splash_mha" in line for line in lines)
+    return calls
+
+
+if __name__ == "__main__":
+    print(json.dumps({topology: main(topology) for topology in sys.argv[1:]}))
