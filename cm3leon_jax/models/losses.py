@@ -55,15 +55,18 @@ def cross_entropy(
         return _sum_chunks(hidden, table, targets, weights, image_start, chunk, ())
     rows, vocab = spec(("batch",), COMPUTE), spec(("vocab",), COMPUTE)
 
-    def of_device(hidden: jax.Array, table: jax.Array, *others: jax.Array) -> TokenLoss:
+    def of_device(
+        hidden: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array
+    ) -> TokenLoss:
         # Made each device's own before the scan, so that its gradient is summed up after it.
         table = jax.lax.pcast(table, COMPUTE["batch"], to="varying")
-        sums = _sum_chunks(hidden, table, *others, image_start, chunk, COMPUTE["vocab"])
+        arrays = (hidden, table, targets, weights)
+        sums = _sum_chunks(*arrays, image_start, chunk, COMPUTE["vocab"])
         return jax.lax.psum(sums, COMPUTE["batch"])
 
-    return jax.shard_map(
-        of_device, in_specs=(rows, vocab, rows, rows), out_specs=PartitionSpec()
-    )(hidden, table, targets, weights)
+    return jax.shard_map(of_device, in_specs=(rows, vocab, rows, rows), out_specs=PartitionSpec())(
+        hidden, table, targets, weights
+    )
 
 
 def _sum_chunks(
@@ -93,7 +96,7 @@ def _sum_chunks(
         sums = jnp.exp(logits - highest[..., None]).sum(axis=-1)
         log_z = jnp.log(jax.lax.psum(sums, vocab)) + highest
         place = targets - first
-        inside = (0 <= place) & (place < len(table))
+        inside = (place >= 0) & (place < len(table))
         own = jnp.take_along_axis(logits, place[..., None] * inside[..., None], axis=-1)[..., 0]
         chosen = jax.lax.psum(own * inside, vocab)
         loss = weights * (log_z - chosen)
