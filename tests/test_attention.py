@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,10 +13,10 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from cm3leon_jax import config
-from cm3leon_jax.models.attention import BLOCKS, attend, choose_kernel
+from cm3leon_jax.models.attention import attend, choose_kernel
 from cm3leon_jax.sharding import make_mesh
 
-B, T, N, H = 4, 256, 4, 16
+B, T, N, H = 4, 640, 4, 16  # five blocks of 128: no greater one divides 640
 
 
 def packed(kv_heads: int, dtype=jnp.float32) -> tuple[jax.Array, ...]:
@@ -101,7 +100,7 @@ def test_cudnn_gets_segments_as_bias_and_the_causal_mask(monkeypatch):
     text = lowered.as_text()
     assert "__cudnn$fmhaScaleBiasSoftmax" in text
     assert "__cudnn$fmhaScaleBiasSoftmaxBackward" in text
-    assert text.count('mask_type\\22: \\22CAUSAL') == 2
+    assert text.count("mask_type\\22: \\22CAUSAL") == 2
     assert f"tensor<{B}x1x{T}x{T}xbf16>" in text
 
 

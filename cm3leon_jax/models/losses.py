@@ -4,12 +4,13 @@ B batch, T positions, D width, V vocabulary. The chunked form never holds the lo
 `chunk` positions: they are computed, used and, in the backward pass, computed again.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from cm3leon_jax.sharding import constrain
+from cm3leon_jax.sharding import COMPUTE, constrain, spec
 
 
 class TokenLoss(NamedTuple):
@@ -46,7 +47,38 @@ def cross_entropy(
 
     hidden [B T D], table [V D], targets and weights [B T]; targets from `image_start` on are image
     codes. Logits and sums are float32. T is padded up to a multiple of `chunk` with weight 0.
+    On a mesh every device sums over its own rows, so that the table is gathered and its gradient
+    reduced once and not for each chunk; logits stay split over `tensor`.
     """
+    weights = weights.astype(jnp.float32)
+    if jax.sharding.get_abstract_mesh().empty:
+        return _sum_chunks(hidden, table, targets, weights, image_start, chunk, ())
+    rows, vocab = spec(("batch",), COMPUTE), spec(("vocab",), COMPUTE)
+
+    def of_device(
+        hidden: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array
+    ) -> TokenLoss:
+        # Made each device's own before the scan, so that its gradient is summed up after it.
+        table = jax.lax.pcast(table, COMPUTE["batch"], to="varying")
+        arrays = (hidden, table, targets, weights)
+        sums = _sum_chunks(*arrays, image_start, chunk, COMPUTE["vocab"])
+        return jax.lax.psum(sums, COMPUTE["batch"])
+
+    return jax.shard_map(of_device, in_specs=(rows, vocab, rows, rows), out_specs=PartitionSpec())(
+        hidden, table, targets, weights
+    )
+
+
+def _sum_chunks(
+    hidden: jax.Array,
+    table: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    image_start: int,
+    chunk: int,
+    vocab: Any,
+) -> TokenLoss:
+    """The sums of one device's rows; `vocab` is the mesh axis that its part of the table is of."""
     batch, length = targets.shape
     chunk = min(chunk, length)
     padding = -length % chunk
@@ -56,11 +88,17 @@ def cross_entropy(
         x = x.reshape(batch, -1, chunk, *x.shape[2:])
         return jnp.moveaxis(x, 1, 0)
 
+    first = len(table) * jax.lax.axis_index(vocab)  # the id of the table's first row
+
     def of_chunk(hidden: jax.Array, targets: jax.Array, weights: jax.Array) -> TokenLoss:
         logits = jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
-        logits = constrain(logits, "batch", None, "vocab")
-        log_z = jax.nn.logsumexp(logits, axis=-1)
-        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        highest = jax.lax.pmax(jax.lax.stop_gradient(logits).max(axis=-1), vocab)
+        sums = jnp.exp(logits - highest[..., None]).sum(axis=-1)
+        log_z = jnp.log(jax.lax.psum(sums, vocab)) + highest
+        place = targets - first
+        inside = (place >= 0) & (place < len(table))
+        own = jnp.take_along_axis(logits, place[..., None] * inside[..., None], axis=-1)[..., 0]
+        chosen = jax.lax.psum(own * inside, vocab)
         loss = weights * (log_z - chosen)
         image = (targets >= image_start).astype(jnp.float32)
         return TokenLoss(
@@ -76,12 +114,8 @@ def cross_entropy(
     if chunk < length:  # one chunk's logits may stay; several are computed again
         of_chunk = jax.checkpoint(of_chunk)
 
-    def add(sums: TokenLoss, inputs: tuple[jax.Array, ...]) -> tuple[TokenLoss, None]:
-        return jax.tree.map(jnp.add, sums, of_chunk(*inputs)), None
-
-    zeros = TokenLoss(*(jnp.zeros((), jnp.float32) for _ in TokenLoss._fields))
-    inputs = (split(hidden), split(targets), split(weights.astype(jnp.float32)))
-    return jax.lax.scan(add, zeros, inputs)[0]
+    parts = jax.lax.map(lambda x: of_chunk(*x), tuple(map(split, (hidden, targets, weights))))
+    return jax.tree.map(lambda x: x.sum(axis=0), parts)
 
 
 def contrastive(

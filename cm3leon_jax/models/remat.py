@@ -13,10 +13,9 @@ _policies = jax.checkpoint_policies
 POLICIES: dict[str, Callable[..., Any] | None] = {
     # The scan over layers carries the input: it is kept anyway.
     "full": _policies.nothing_saveable,
-    # No product is computed twice but those out of attention and mlp, whose results nobody needs.
+    # Of a layer's products only the one out of attention is computed again.
     "minimal": _policies.save_only_these_names("qkv", "context", "mlp_up"),
-    # Attention is kept in the host's memory; of the mlp, whose activations are as wide as all that
-    # together, only its input can be made from it.
+    # Attention stays, in the host's memory; the mlp, as wide as all of it, is computed again.
     "offload": _policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=["layer_input", "qkv", "context"],

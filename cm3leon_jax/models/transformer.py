@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from cm3leon_jax import config
 from cm3leon_jax.models.attention import attend, attend_cache
+from cm3leon_jax.models.quantize import Einsum, choose_einsum
 from cm3leon_jax.models.remat import rematerialize
 from cm3leon_jax.sharding import constrain
 
@@ -95,16 +96,26 @@ class Layers(nnx.Module):
             self.key_norm = norm((kv_heads, head), "kv_heads head", True, "layernorm")
 
     def __call__(
-        self, x: jax.Array, positions: jax.Array, attend: Attend, index: jax.Array, cache: Any
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        einsum: Einsum,
+        attend: Attend,
+        index: jax.Array,
+        cache: Any,
     ) -> tuple[jax.Array, Any]:
         """One layer, after the scan has sliced off L: x [B T D], positions [B T]."""
+
+        def project(axes: str, x: jax.Array, weight: nnx.Param) -> jax.Array:
+            return einsum(axes, x, weight[...].astype(x.dtype))
+
         after = self.config.norm_placement == "after"
         x = checkpoint_name(x, "layer_input")
 
         h = x if after else self.attention_norm(x)
-        query = self._project("btd,dnh->btnh", h, self.query)
-        key = self._project("btd,dkh->btkh", h, self.key)
-        value = self._project("btd,dkh->btkh", h, self.value)
+        query = project("btd,dnh->btnh", h, self.query)
+        key = project("btd,dkh->btkh", h, self.key)
+        value = project("btd,dkh->btkh", h, self.value)
         if self.config.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.config.positions == "rotary":
@@ -113,22 +124,19 @@ class Layers(nnx.Module):
         query = constrain(query, "batch", None, "heads", None)
         query, key, value = checkpoint_name((query, key, value), "qkv")
         context, cache = attend(query, key, value, index, cache)
-        h = self._project("btnh,nhd->btd", context, self.out)
+        h = project("btnh,nhd->btd", context, self.out)
         x = x + (self.attention_norm(h) if after else h)
 
         h = x if after else self.mlp_norm(x)
-        up = checkpoint_name(self._project("btd,df->btf", h, self.up), "mlp_up")
+        up = checkpoint_name(project("btd,df->btf", h, self.up), "mlp_up")
         if self.gate is not None:
-            gate = checkpoint_name(self._project("btd,df->btf", h, self.gate), "mlp_up")
+            gate = checkpoint_name(project("btd,df->btf", h, self.gate), "mlp_up")
             up = up * jax.nn.silu(gate)
         else:
             up = jax.nn.relu(up) if self.config.activation == "relu" else jax.nn.gelu(up)
-        h = self._project("btf,fd->btd", constrain(up, "batch", None, "mlp"), self.down)
+        h = project("btf,fd->btd", constrain(up, "batch", None, "mlp"), self.down)
         x = x + (self.mlp_norm(h) if after else h)
         return constrain(x, "batch", None, None), cache
-
-    def _project(self, axes: str, x: jax.Array, weight: nnx.Param) -> jax.Array:
-        return jnp.einsum(axes, x, weight[...].astype(x.dtype))
 
 
 class Transformer(nnx.Module):
@@ -166,7 +174,8 @@ class Transformer(nnx.Module):
 
         table = self.embedding_table()
         x = self._embed(table, tokens, positions, code_index(tokens, self.image_start))
-        return self._run(x, positions, within_row, None)[0]
+        einsum = choose_einsum(self.config.quantize)
+        return self._run(x, positions, einsum, within_row, None)[0]
 
     def extend(
         self,
@@ -197,7 +206,8 @@ class Transformer(nnx.Module):
 
         places = cursor + jnp.arange(tokens.shape[1]) - start[:, None]
         places = jnp.maximum(places, 0)
-        return self._run(self._embed(table, tokens, places, codes_at), places, over_cache, cache)
+        x = self._embed(table, tokens, places, codes_at)
+        return self._run(x, places, jnp.einsum, over_cache, cache)
 
     def empty_cache(self, batch: int, slots: int) -> Cache:
         """A cache of zeros for `batch` rows of at most `slots` tokens."""
@@ -236,11 +246,11 @@ class Transformer(nnx.Module):
         return constrain(x, "batch", None, None)
 
     def _run(
-        self, x: jax.Array, positions: jax.Array, attend: Attend, cache: Any
+        self, x: jax.Array, positions: jax.Array, einsum: Einsum, attend: Attend, cache: Any
     ) -> tuple[jax.Array, Any]:
         def body(carry: tuple[jax.Array, Any], layer: tuple[Layers, jax.Array]):
             layers, index = layer
-            return layers(carry[0], positions, attend, index, carry[1]), None
+            return layers(carry[0], positions, einsum, attend, index, carry[1]), None
 
         body = rematerialize(body, self.config.remat)
         indices = jnp.arange(self.config.layers)
