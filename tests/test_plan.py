@@ -15,7 +15,7 @@ import pytest
 from conftest import CHAMELEON
 
 from cm3leon_jax import config
-from cm3leon_jax.chips import CHIPS, devices_of
+from cm3leon_jax.chips import devices_of
 from cm3leon_jax.cli import main
 from cm3leon_jax.plan import DoesNotFit, plan_decode, plan_training, take_census, with_rows
 from cm3leon_jax.presets import preset
@@ -44,18 +44,17 @@ def product_flops(jaxpr) -> int:
 
 @pytest.mark.parametrize("form", [{}, CHAMELEON], ids=["cm3leon", "chameleon"])
 def test_train_flops_are_those_of_the_programs_products(small, form):
-    c = config.replace(small, form)
+    c = config.replace(small, form | {"model.loss_chunk": 64})  # no logits are computed twice
     batch, length = c.train.batch, c.data.row_length
     state = jax.eval_shape(
         partial(init_state, c, make_optimizer(c.optimizer, 1)), jax.random.key(0)
     )
-    rows = {name: jnp.ones((batch, length), jnp.int32) for name in ("tokens", "targets")}
-    rows |= {name: jnp.ones((batch, length), jnp.int32) for name in ("segments", "positions")}
-    rows["weights"] = jnp.ones((batch, length))
+    names = ("tokens", "targets", "segments", "positions", "weights")
+    rows = {name: jnp.ones((batch, length), jnp.int32) for name in names}
     gradient = jax.grad(lambda model: token_loss(c, model, rows).total)
     found = product_flops(jax.make_jaxpr(gradient)(state.model).jaxpr)
     m = c.model
-    # The program computes the whole square of attention, and scores of a chunk of logits.
+    # The program computes the whole square of attention.
     square = 6 * m.layers * m.width * length * batch * length
     assert found == m.train_flops(length) * batch * length + square
 
@@ -80,25 +79,26 @@ def test_the_census_counts_each_channel_once():
     }
 
 
-def compile_aot(topology: str, remat: str = "full") -> tuple[dict, str]:
-    """What tests/plan_aot.py says of a shallow 7B, and what XLA warned of."""
-    run = [sys.executable, str(HERE / "plan_aot.py"), topology, remat]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "0"}
-    done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+def test_the_golden_programs_gather_weights_and_do_not_reduce_them():
+    """Without `wrap` a torus is none to the compiler, and every gather an all-reduce."""
+    matrices = 4 * 4096**2 + 2 * 4096 * 16384  # of a layer
+    for census in GOLDEN.values():
+        assert census["all-gather"][1] >= 2 * matrices
 
 
 @pytest.mark.parametrize("topology", sorted(GOLDEN))
 def test_a_shallow_7b_compiles_for_every_generation(topology):
-    found, warned = compile_aot(topology)
-    state = found["kinds"]["parameters"] + found["kinds"]["optimizer state"]
-    assert state <= found["aliased"] <= 1.01 * state, "donation replaces the whole state in place"
-    assert found["splash"], "the TPU's attention kernel is in the program"
+    """Where libtpu is newer, a census may differ: look at it, then put it into the golden file."""
+    run = [sys.executable, str(HERE / "plan_aot.py"), topology]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "0"}
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["state"] <= found["aliased"] <= 1.01 * found["state"]  # donated as a whole
+    assert found["has_splash"]
     assert found["total"] < found["memory"]
-    assert "nvoluntary full rematerialization" not in warned
+    assert "nvoluntary full rematerialization" not in done.stderr
     assert found["census"] == GOLDEN[topology]
-    assert "all-gather" in found["census"]
 
 
 def test_slices_are_joined_by_data():
@@ -149,15 +149,15 @@ def test_decode_is_planned_with_weights_split_by_heads(small):
     assert whole / 4 < plan.kinds["parameters"] < whole
 
 
-def test_the_command_prints_what_is_measured_and_what_is_estimated(capsys, monkeypatch):
+def test_the_command_prints_what_is_measured_and_what_is_estimated(capsys):
     pytest.importorskip("libtpu", reason="libtpu is not installed: pip install 'jax[tpu]'")
-    recipe = ["--config", "tiny", "--config.train.batch=8", "--config.model.layers=1"]
-    assert main(["plan", *recipe, "--topology", "v5e:1x1", "--rows", "4"]) == 0
+    recipe = ["--config", "tiny", "--config.train.batch=2", "--config.model.layers=1"]
+    assert main(["plan", *recipe, "--topology", "v5e:1x1", "--rows", "1"]) == 0
     told = capsys.readouterr().out
-    assert "Measured by compiling the training step, 8 rows of 192 tokens in\n2 passes" in told
+    assert "Measured by compiling the training step, 2 rows of 192 tokens in\n2 passes" in told
     assert "Estimated, not measured" in told
     assert main(["plan", *recipe, "--topology", "v5e:1x1", "--search"]) == 0
     told = capsys.readouterr().out.splitlines()
-    assert sum("| fits |" in line for line in told) == 3 * 4  # 1, 2, 4, 8 rows, three policies
-    assert told[-1] == "The least computed again: remat minimal with 8 rows a chip at once."
+    assert sum("| fits |" in line for line in told) == 3 * 2  # 1 and 2 rows, three policies
+    assert told[-1] == "The least computed again: remat minimal with 2 rows a chip at once."
     assert main(["plan", "--topology", "v5e:1x1"]) == 2
