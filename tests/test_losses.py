@@ -1,14 +1,17 @@
 """The chunked cross-entropy equals a plain one, by parts and by gradient; the contrastive loss."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding
 
 from cm3leon_jax import config
 from cm3leon_jax.models.losses import contrastive, cross_entropy
-from cm3leon_jax.sharding import batch_sharding, make_mesh
+from cm3leon_jax.sharding import STORE, batch_sharding, make_mesh, spec
 
 B, T, D, V, IMAGE_START = 3, 10, 8, 21, 13
 
@@ -70,6 +73,53 @@ def test_no_weight_gives_zero_and_not_nan(arrays):
     hidden, table, targets, weights = arrays
     sums = cross_entropy(hidden, table, targets, jnp.zeros_like(weights), IMAGE_START, 4)
     assert all(float(value) == 0 for value in sums.means().values())
+
+
+@pytest.fixture(scope="module")
+def on_mesh():
+    """Rows, tables and the loss' gradient, on 2 x 2 x 2 devices: compiled, and its arguments."""
+    mesh = make_mesh(config.Mesh(2, 2, 2))
+    rows, vocab = batch_sharding(mesh), NamedSharding(mesh, spec(("vocab", "embed"), STORE))
+    keys = jax.random.split(jax.random.key(0), 4)
+    arrays = (
+        jax.device_put(jax.random.normal(keys[0], (8, 30, 24)), rows),
+        jax.device_put(jax.random.normal(keys[1], (1000, 24)), vocab),
+        jax.device_put(jax.random.randint(keys[2], (8, 30), 0, 1000), rows),
+        jax.device_put(jax.random.uniform(keys[3], (8, 30)), rows),
+    )
+
+    def loss(hidden, table, targets, weights):
+        sums = cross_entropy(hidden, table, targets, weights, 700, 7)
+        return sums.total + 0.1 * sums.z_total + sums.image_total
+
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    with jax.set_mesh(mesh):
+        return run, arrays, run.lower(*arrays).compile()
+
+
+def test_the_loss_of_a_mesh_is_that_of_one_device(on_mesh):
+    run, arrays, compiled = on_mesh
+    loss, gradients = compiled(*arrays)
+    expected, wanted = run(*map(np.asarray, arrays))
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    for a, b in zip(gradients, wanted):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_no_device_holds_logits_of_the_whole_vocabulary(on_mesh):
+    text = on_mesh[2].as_text()
+    assert re.search(r"\[2,7,500\]", text)  # of a chunk, its rows and its half of the vocabulary
+    assert not re.search(r"\[[\d,]*\b1000\b[\d,]*\]", text)  # nor of the table
+
+
+def test_the_table_is_gathered_and_its_gradient_reduced_once(on_mesh):
+    text = on_mesh[2].as_text()
+    moved = [line for line in text.splitlines() if re.search(r"all-(gather|reduce)\(", line)]
+    tables = [line for line in moved if "[500,24]" in line]
+    kinds = [re.search(r"all-(gather|reduce)\(", line)[1] for line in tables]
+    assert sorted(kinds) == ["gather", "reduce"]
+    # In the program itself, not in the loops over chunks before it.
+    assert all(text.index("ENTRY") < text.index(line) for line in tables)
 
 
 @pytest.fixture

@@ -88,6 +88,22 @@ def test_parameters_rest_where_the_table_says(small):
     assert all(tuple(x.sharding.spec) == (None, "fsdp", "tensor", None) for x in moments)
 
 
+def test_bfloat16_first_moments_train_like_float32_ones(small):
+    plain, losses = run(small, steps=12)
+    changed = config.replace(small, {"optimizer.moment_dtype": "bfloat16"})
+    state, half_losses = run(changed, steps=12)
+
+    def moments(state: TrainState, name: str) -> set[str]:
+        at = jax.tree_util.tree_leaves_with_path(state.moments)
+        return {str(x.dtype) for path, x in at if f".{name}." in jax.tree_util.keystr(path)}
+
+    assert moments(plain, "mu") == {"float32"}
+    assert moments(state, "mu") == {"bfloat16"}
+    assert moments(state, "nu") == {"float32"}
+    # From 4.99 to 3.5 nats. Measured over 40 steps: at most 0.003 apart.
+    np.testing.assert_allclose(half_losses, losses, atol=0.01)
+
+
 def test_one_trace_and_the_whole_state_donated(small):
     c, traces = small, []
     mesh = make_mesh(config.Mesh(fsdp=1), jax.devices()[:1])

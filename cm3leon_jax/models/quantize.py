@@ -6,7 +6,7 @@ pass, with the incoming gradient rounded likewise. The parameters themselves sta
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -17,15 +17,11 @@ Einsum = Callable[[str, jax.Array, jax.Array], jax.Array]
 
 def choose_einsum(quantize: str) -> Einsum:
     """The einsum for `model.quantize`; raises ValueError where int8 lacks Qwix."""
-    return jnp.einsum if quantize == "none" else _int8_einsum
-
-
-def _int8_einsum(axes: str, x: jax.Array, weight: jax.Array) -> jax.Array:
-    return jnp.einsum(axes, x, weight, _dot_general=_int8_dot_general())
+    return jnp.einsum if quantize == "none" else partial(jnp.einsum, _dot_general=_int8_product())
 
 
 @cache  # one function object, so that jax's caches know it again
-def _int8_dot_general() -> Callable[..., jax.Array]:
+def _int8_product() -> Callable[..., jax.Array]:
     try:
         # Qwix's own door, `quantize_model`, rewrites modules and asks for their call stack; our
         # modules are plain pytrees inside a scan. Its product beneath takes arrays.
