@@ -131,7 +131,7 @@ def test_a_model_of_another_form_is_one_clear_line(run, tmp_path, part, changes,
     if part == "checkpoint":
         start = tmp_path / "unfinished"
         shutil.copytree(run, start, ignore=shutil.ignore_patterns("bundle"))
-    with pytest.raises(ValueError, match="start_from|checkpoints|transformer") as caught:
+    with pytest.raises(ValueError, match=r"start_from|checkpoints|transformer") as caught:
         begin(run, start, **changes)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -148,7 +148,7 @@ def test_other_tokenizers_are_refused_with_both_fingerprints(run, tmp_path):
 
 
 def test_a_folder_without_a_model_is_one_line(run, tmp_path, capsys):
-    with pytest.raises(ValueError, match="has no config.json; give the folder of a run or of a"):
+    with pytest.raises(ValueError, match=r"has no config\.json; give the folder of a run or of a"):
         begin(run, tmp_path / "nothing")
     empty = tmp_path / "empty"
     shutil.copytree(run, empty, ignore=shutil.ignore_patterns("bundle", "checkpoints"))
