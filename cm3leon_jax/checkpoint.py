@@ -10,7 +10,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -69,14 +70,25 @@ def save_network(folder: PathLike, network: Any) -> None:
 def load_network(folder: PathLike, network: Any, mesh_shardings: Any) -> Any:
     """Reads a network into the form of the abstract `network`."""
     wanted = to_names(_abstract(network, mesh_shardings))
-    try:
+    with _explained(folder):
         return from_names(network, _orbax().load(local(folder).absolute(), wanted))
-    except (ValueError, KeyError, FileNotFoundError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def load_part(folder: PathLike, name: str, network: Any, mesh_shardings: Any) -> Any:
+    """Reads one part of a state, such as "model", out of the newest checkpoint in `folder`."""
+    ocp = _orbax()
+    place = local(folder).absolute()
+    latest = ocp.training.Checkpointer(place).latest if place.exists() else None
+    if latest is None:
         raise ValueError(
-            f"{folder}: does not hold the network that config.json describes ({reason});"
-            " the two must come from the same run"
-        ) from error
+            f"{folder}: holds no checkpoint; give a run that has saved one, or a bundle"
+        )
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True  # neither moments nor step are read
+    wanted = {name: to_names(_abstract(network, mesh_shardings))}
+    with context, _explained(folder):
+        items = ocp.load_checkpointables(place / str(latest.step), {"state": wanted})
+    return from_names(network, items["state"][name])
 
 
 def fingerprint(network: Any) -> str:
@@ -141,6 +153,19 @@ def read_experiment(folder: PathLike) -> config.Experiment:
         return config.from_dict(json.loads(path.read_text()))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: is not JSON ({error}); write it anew from the run") from error
+
+
+@contextmanager
+def _explained(folder: PathLike) -> Iterator[None]:
+    """One line for what Orbax raises where a folder does not hold the wanted network."""
+    try:
+        yield
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"{folder}: does not hold the network that config.json describes ({reason});"
+            " the two must come from the same run"
+        ) from error
 
 
 def _names(path: Any) -> list[str]:

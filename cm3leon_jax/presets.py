@@ -2,10 +2,13 @@
 
 The three CM3Leon sizes follow tables 3 of the paper (peak rate, warmup, tokens per step, tokens
 seen); what the paper does not state keeps the defaults of `config`, which say where they are from.
+`with_run` gives one of them what is a run's and not a model's, as gin/runs/ does.
 """
 
 from dataclasses import replace
+from typing import Any
 
+from cm3leon_jax import config
 from cm3leon_jax.config import (
     Data,
     Decode,
@@ -197,6 +200,50 @@ PRESETS = {
         9.2e12,
     ),
 }
+
+
+# The CM3 objective on every token of rows of 4,096, over what a model's file says.
+_CM3: dict[str, Any] = {
+    "data.count": 0,
+    "data.row_length": ROW,
+    "retrieval.alone": 0.0,
+    "objective.rate": 1.0,
+    "objective.max_spans": 16,
+    "objective.whole_segment": 0.5,
+    "objective.retrieved_weight": 1.0,
+    "objective.sentinel_weight": 1.0,
+    "optimizer.moment_dtype": "bfloat16",
+    "train.log_every": 20,
+    "train.save_every": 500,
+    "train.keep": 3,
+}
+RUNS: dict[str, dict[str, Any]] = {
+    "pretrain": _CM3
+    | {
+        "retrieval.least": 2,
+        "retrieval.most": 2,
+        "optimizer.warmup_steps": 1500,
+        "train.batch": BATCH,
+        "train.sample_every": 5000,
+        "decode.documents": 2,
+    },
+    "sft": _CM3  # table 4 of the paper
+    | {
+        "retrieval.least": 0,
+        "retrieval.most": 0,
+        "optimizer.learning_rate": 5e-5,
+        "optimizer.warmup_steps": 150,
+        "train.batch": 512,
+        "train.steps": round(30e9 / (512 * ROW)),
+        "train.sample_every": 500,
+        "decode.documents": 0,
+    },
+}
+
+
+def with_run(experiment: Experiment, run: str) -> Experiment:
+    """The experiment as "pretrain" or "sft" runs it."""
+    return config.replace(experiment, RUNS[run])
 
 
 def preset(name: str) -> Experiment:

@@ -6,6 +6,9 @@ of a checkout; the same folders inside the installed package):
     --gin_file models/350m.gin --gin.train.steps=10
     --config tiny --config.train.steps=10
 
+A model and a run of it are two gin files, `--gin_file models/7b.gin --gin_file runs/sft.gin`, or
+one ConfigDict recipe and its argument, `--config sft:7b`.
+
 Both kinds of override name a field by its dotted path in the Experiment; the value is read by the
 type of that field, so that strings need no quotes. In a gin file the scope of a binding is the
 place of the part (`image_tokenizer/config.ImageTokenizer.codes = 8192`); `gin/experiment.gin`,
@@ -92,13 +95,15 @@ def from_arguments(arguments: Sequence[str]) -> tuple[Experiment | None, list[st
 def from_config(name: str, overrides: Mapping[str, str] | None = None) -> Experiment:
     """The Experiment of a ConfigDict recipe, a Python file with `get_config()`.
 
-    Raises ValueError naming file and field, with the nearest known ones.
+    "NAME:ARGUMENT" calls `get_config(ARGUMENT)`. Raises ValueError naming file and field, with the
+    nearest known ones.
     """
+    name, *arguments = name.split(":")
     path = find(name, "configs")
     try:
         recipe = runpy.run_path(str(path))
         config.require("get_config" in recipe, "recipe", path.name, "defines no get_config()")
-        experiment = config.from_dict(recipe["get_config"]().to_dict())
+        experiment = config.from_dict(recipe["get_config"](*arguments).to_dict())
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {_reason(error)}") from error
     return _override(experiment, overrides or {})

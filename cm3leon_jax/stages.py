@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cm3leon_jax import checkpoint, config
-from cm3leon_jax.bundle import write_bundle
+from cm3leon_jax.bundle import open_start, write_bundle
 from cm3leon_jax.data.collection import Collection, captioned
 from cm3leon_jax.data.examples import Examples, Source
 from cm3leon_jax.data.loader import fixed_batch, image_batches, pair_batches, token_batches
@@ -57,7 +57,7 @@ from cm3leon_jax.training import image_tokenizer as tokenizer_training
 from cm3leon_jax.training import retriever as retriever_training
 from cm3leon_jax.training.loop import fit
 from cm3leon_jax.training.optimizer import make_optimizer, make_schedule
-from cm3leon_jax.training.step import eval_step, init_state, train_step
+from cm3leon_jax.training.step import eval_step, init_state, start_state, train_step
 
 SHOWN = 16  # held-out documents in the sample grids of a run
 CANDIDATES = 200  # held-out pairs among which the retriever's recall is measured
@@ -66,7 +66,7 @@ GAINED = 64  # held-out documents whose loss is compared with and without the re
 # What each result was made from; a name that ends in a dot stands for all fields below it.
 DATA = ("data.source", "data.fields", "data.allow_licenses", "data.count", "data.seed")
 SAMPLE = (*DATA, "data.sample", "data.held_out")
-TRAIN = ("train.steps", "train.batch", "train.seed")
+TRAIN = ("train.steps", "train.batch", "train.seed", "train.start_from")
 MADE_FROM = {
     "text.model": (*SAMPLE, "model.text_pieces"),
     "image_tokenizer": (*SAMPLE, "image_tokenizer."),
@@ -201,6 +201,7 @@ def train_transformer(experiment: config.Experiment, workdir: Path) -> Path:
     schedule = make_schedule(c.optimizer, c.train.steps)
     codebook = tokenizer.codebook if c.model.code_features else None
     init = lambda key: init_state(c, optimizer, key, codebook)  # noqa: E731
+    begin = lambda: start_state(optimizer, open_start(c, workdir, mesh), mesh)  # noqa: E731
 
     held_out = open_held_out(c, workdir)
     held_out_batch = fixed_batch(held_out, c)
@@ -225,7 +226,8 @@ def train_transformer(experiment: config.Experiment, workdir: Path) -> Path:
     sources = resolve(c.data.mixture, workdir)
     batches = token_batches(sources, text, c)
     step = partial(train_step, c, optimizer, schedule)
-    state = fit(step, init, batches, c.train, mesh, workdir / "transformer", "tokens", show)
+    folder, given = workdir / "transformer", begin if c.train.start_from else None
+    state = fit(step, init, batches, c.train, mesh, folder, "tokens", show, given)
     write_bundle(c, workdir, state.model)
     return bundle
 

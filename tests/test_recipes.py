@@ -2,18 +2,27 @@
 
 import dataclasses
 import functools
+import json
+import math
+import os
 import shutil
 import subprocess
 import sys
 import typing
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
+from conftest import RETRIEVER, SMALL
+from prepared import write_workdir
 
 import gin
 from cm3leon_jax import recipes
 from cm3leon_jax.config import Experiment, replace
-from cm3leon_jax.presets import PRESETS, preset
+from cm3leon_jax.presets import PRESETS, RUNS, preset, with_run
+from cm3leon_jax.training.optimizer import make_optimizer, make_schedule
+from cm3leon_jax.training.step import init_state, train_step
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = "from __gin__ import dynamic_registration\nfrom cm3leon_jax import config\n"
@@ -31,9 +40,87 @@ def test_both_front_ends_give_the_preset(name):
     assert recipes.from_config(name) == preset(name)
 
 
+PAPER = [name for name in PRESETS if not name.startswith("tiny")]
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("name", PAPER)
+def test_both_front_ends_give_the_run_of_a_preset(name, run):
+    wanted = with_run(preset(name), run)
+    assert recipes.from_gin([f"models/{name}.gin", f"runs/{run}.gin"]) == wanted
+    assert recipes.from_config(f"{run}:{name}") == wanted
+    assert recipes.from_config(f"{run}:{name}", {"train.steps": "2"}).train.steps == 2
+
+
+def test_pretraining_keeps_the_presets_of_the_paper_but_for_the_rhythm_of_a_pod():
+    rhythm = {
+        "data.count": 0,
+        "optimizer.moment_dtype": "bfloat16",
+        "train.log_every": 20,
+        "train.sample_every": 5000,
+        "train.save_every": 500,
+    }
+    for name in ("350m", "760m", "7b"):
+        assert with_run(preset(name), "pretrain") == replace(preset(name), rhythm)
+
+
+def test_fine_tuning_has_the_batch_and_tokens_of_the_paper():
+    train = with_run(preset("7b"), "sft").train
+    assert train.batch * 4096 == pytest.approx(2e6, rel=0.05)  # table 4
+    assert train.steps * train.batch * 4096 == pytest.approx(30e9, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", [*PRESETS, *(f"{run}:{name}" for run in RUNS for name in PAPER)])
+def test_every_recipe_has_a_train_step(name):
+    c = recipes.from_config(name)
+    optimizer = make_optimizer(c.optimizer, c.train.steps)
+    features = (c.model.image_codes, c.model.code_features)
+    codebook = jnp.zeros(features) if c.model.code_features else None
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(lambda key: init_state(c, optimizer, key, codebook), key)
+    trained = {path[0].name: leaf for path, leaf in jax.tree.leaves_with_path(state.model)}
+    count = sum(math.prod(x.shape) for x in jax.tree.leaves(state.model))
+    assert count - math.prod(features) * ("codebook" in trained) == c.model.parameters
+    shape = (c.train.batch, c.data.row_length)
+    whole = dict.fromkeys(("tokens", "targets", "segments", "positions"), jnp.int32)
+    kinds = whole | {"weights": jnp.float32}
+    batch = {name: jax.ShapeDtypeStruct(shape, kind) for name, kind in kinds.items()}
+    step = functools.partial(train_step, c, optimizer, make_schedule(c.optimizer, c.train.steps))
+    after, metrics = jax.eval_shape(step, state, batch)
+    assert jax.tree.leaves(after) == jax.tree.leaves(state)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert {x.shape for x in metrics.values()} == {()}
+
+
+def test_two_real_steps_of_pretraining_on_eight_devices_from_the_command_line(tmp_path):
+    tiny = SMALL | RETRIEVER | {"train.steps": 2, "train.log_every": 1, "train.save_every": 2}
+    tiny |= {"optimizer.warmup_steps": 1, "retrieval.most": 2}
+    recipe = ["--gin_file", "models/350m.gin", "--gin_file", "runs/pretrain.gin"]
+    recipe += [f"--gin.{field}={value}" for field, value in tiny.items()]
+    c, _ = recipes.from_arguments(recipe)
+    workdir = write_workdir(tmp_path / "run", c)
+    main = "import sys; from cm3leon_jax.cli import main; sys.exit(main())"  # as `cm3leon` does
+    command = [sys.executable, "-c", main, "train", "--workdir", workdir, *recipe]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = (workdir / "transformer" / "metrics.jsonl").read_text().splitlines()
+    metrics = [values for values in map(json.loads, lines) if "gradient_norm" in values]
+    assert [values["step"] for values in metrics] == [1, 2]
+    assert all(math.isfinite(x) for values in metrics for x in values.values())
+    mesh = (workdir / "transformer" / "checkpoints" / "2" / "state" / "_sharding").read_text()
+    assert '"shape": [1, 8, 1], "axis_names": ["data", "fsdp"' in mesh.replace("\\", "")
+    written = json.loads((workdir / "config.json").read_text())
+    assert written["optimizer"]["moment_dtype"] == "bfloat16"
+    assert (workdir / "bundle" / "transformer").exists()
+
+
 def test_every_preset_and_nothing_else_is_shipped():
-    assert {path.stem for path in recipes.folder("configs").glob("*.py")} == set(PRESETS)
-    assert {path.stem for path in recipes.folder("gin").glob("models/*.gin")} == set(PRESETS)
+    configs, models, runs = (
+        {path.stem for path in recipes.folder(kind).glob(pattern)}
+        for kind, pattern in (("configs", "*.py"), ("gin", "models/*.gin"), ("gin", "runs/*.gin"))
+    )
+    assert (configs, models, runs) == ({*PRESETS, *RUNS}, set(PRESETS), set(RUNS))
 
 
 def test_every_shipped_recipe_says_result_cost_and_command():
@@ -199,6 +286,8 @@ def test_other_arguments_remain_in_order():
         (["--gin_file=models/7b.gin", "--gin.trian.steps=3"], "did you mean train?"),
         (["--config=tiny", "--config.train.steps=ten"], "train.steps='ten': must be of type int"),
         (["--config=tiny", "--config.image_tokenizer=3"], "must be a mapping of fields"),
+        (["--config=sft:8b"], "sft.py: preset='8b': use one of tiny,"),
+        (["--config=tiny:8b"], "tiny.py: get_config() takes 0 positional arguments but 1 was"),
     ],
 )
 def test_bad_command_lines_say_what_to_write(arguments, message):

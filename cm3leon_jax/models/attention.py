@@ -4,7 +4,6 @@ B batch, T query positions, S key positions, N heads, K key-value heads, H head 
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
 import jax
@@ -87,18 +86,41 @@ def _device() -> jax.Device | jax.sharding.AbstractDevice:
     return jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
 
 
-def _dot_product(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    segments: jax.Array,
-    implementation: Literal["xla", "cudnn"],
-) -> jax.Array:
+def _xla(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array) -> jax.Array:
+    """One block of queries at a time, over the keys up to the block's end.
+
+    Nearly half of the products lie above the diagonal and are left out, which halves the time of
+    forward and backward on CPU against `jax.nn.dot_product_attention`.
+    """
+    length, heads, head = query.shape[1:]
+    groups = heads // key.shape[2]
+    size = max(128, -(-length // 8))  # few blocks, as each is compiled
+    queries = query.reshape(*query.shape[:2], -1, groups, head).transpose(0, 2, 3, 1, 4)
+    keys, values = key.swapaxes(1, 2), value.swapaxes(1, 2)
+    contexts = []
+    for start in range(0, length, size):
+        end = min(start + size, length)
+        scores = jnp.einsum(
+            "bkgth,bksh->bkgts",
+            queries[..., start:end, :],
+            keys[:, :, :end],
+            preferred_element_type=jnp.float32,
+        )
+        seen = segments[:, start:end, None] == segments[:, None, :end]
+        seen &= jnp.arange(start, end)[:, None] >= jnp.arange(end)
+        scores = jnp.where(seen[:, None, None], scores * head**-0.5, jnp.finfo(jnp.float32).min)
+        shares = jax.nn.softmax(scores).astype(value.dtype)
+        contexts.append(jnp.einsum("bkgts,bksh->bkgth", shares, values[:, :, :end]))
+    context = jnp.concatenate(contexts, axis=3).transpose(0, 3, 1, 2, 4).reshape(query.shape)
+    return checkpoint_name(context, "context")
+
+
+def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array) -> jax.Array:
     # cuDNN takes segments only as an additive bias of [B 1 T S]; told that the rest is causal, it
     # leaves out the blocks above the diagonal.
     same = segments[:, None, :, None] == segments[:, None, None, :]
     context = jax.nn.dot_product_attention(
-        query, key, value, mask=same, is_causal=True, implementation=implementation
+        query, key, value, mask=same, is_causal=True, implementation="cudnn"
     )
     return checkpoint_name(context, "context")
 
@@ -133,6 +155,6 @@ def _splash(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Ar
 
 _KERNELS: dict[Kernel, Callable[..., jax.Array]] = {
     "splash": _splash,
-    "cudnn": partial(_dot_product, implementation="cudnn"),
-    "xla": partial(_dot_product, implementation="xla"),
+    "cudnn": _cudnn,
+    "xla": _xla,
 }

@@ -45,10 +45,12 @@ def fit(
     folder: Path,
     unit: str = "tokens",
     show: Show | None = None,
+    begin: Callable[[], Any] | None = None,
 ) -> Any:
     """Trains up to `train.steps` updates, resuming from the newest checkpoint in `folder`.
 
-    init: a fresh state from a key; runs only where there is no checkpoint.
+    init: a fresh state from a key; runs only where there is no checkpoint. begin: reads the state
+    of a new run, on the mesh, in place of `init`.
     unit: the metric that counts work, for the progress line. show: called every
     `train.sample_every` steps. Returns the final state, which is also the last checkpoint.
     """
@@ -58,7 +60,7 @@ def fit(
     form = jax.eval_shape(init, key)
     restored = checkpoints.restore(form, shardings(form, mesh))
     if restored is None:
-        start, state = 0, init_sharded(init, key, mesh)
+        start, state = 0, begin() if begin else init_sharded(init, key, mesh)
     else:
         start, state = restored.step, restored.state
         batches.seek(restored.position)

@@ -40,6 +40,15 @@ def init_state(
     return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(model))
 
 
+def start_state(
+    optimizer: optax.GradientTransformation, model: Transformer, mesh: jax.sharding.Mesh
+) -> TrainState:
+    """A fresh state around a model that is on the mesh already and is donated."""
+    fresh = lambda model: TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(model))  # noqa: E731
+    at = shardings(jax.eval_shape(fresh, model), mesh)
+    return jax.jit(fresh, out_shardings=at, donate_argnums=0)(model)
+
+
 def token_loss(c: config.Experiment, model: Transformer, batch: Batch) -> TokenLoss:
     """Loss sums of a batch."""
     hidden = model(batch["tokens"], batch["segments"], batch["positions"])

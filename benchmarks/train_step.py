@@ -1,0 +1,193 @@
+"""The training step against Hugging Face transformers' Chameleon in torch: one shape, one batch.
+
+Both take a full batch of causal rows without padding through forward, loss, backward, the clip of
+the gradient norm and AdamW, in turn, each on all cores or on the one GPU. MFU is the share of the
+rate that a large square product reaches in the same run (on a GPU in bfloat16, by cuBLAS under
+JAX), of 6 N D + 6 L T W FLOPs per token (causal attention; N without the input embeddings).
+Memory is what one step takes: of ours what XLA plans, of torch the peak on a GPU.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.tiny import median_seconds
+from cm3leon_jax import config
+from cm3leon_jax.presets import preset
+from cm3leon_jax.sharding import make_mesh
+from cm3leon_jax.training.optimizer import make_optimizer, make_schedule
+from cm3leon_jax.training.step import compile_step, init_sharded, init_state, train_step
+
+Step = Callable[[], float]  # one update; returns its loss, so that it is done
+
+# layers, width, heads, mlp, places in a row, rows
+SIZES = {
+    "cpu": ((4, 256, 4, 688, 512, 4), (4, 512, 8, 1376, 512, 2), (4, 512, 8, 1376, 1024, 1)),
+    "gpu": ((16, 2048, 16, 5504, 4096, 4),),
+}
+REMAT = {"cpu": ("none", "full"), "gpu": ("minimal", "full")}
+TIMES = 7
+
+
+def measure() -> str:
+    """A Markdown table."""
+    platform = jax.devices()[0].platform
+    dtype = "float32" if platform == "cpu" else "bfloat16"
+    peak = matmul_rate(dtype, 2048 if platform == "cpu" else 16_384)
+    rows = [(f"matrix product, {dtype}", "", f"{peak / 1e9:,.0f} GFLOP/s", "1.00", "", "")]
+    for size in SIZES[platform]:
+        c = shape(size, dtype, platform)
+        m = c.model
+        name = f"{m.parameters / 1e6:.0f}M, {m.layers} x {m.width}, T = {m.context}"
+        batch = make_batch(c)
+        steps: dict[str, Step] = {}
+        memory = {}
+        steps["torch"], memory["torch"] = their_step(c, batch)
+        for remat in REMAT[platform]:
+            again = config.replace(c, {"model.remat": remat})
+            steps[remat], memory[remat] = our_step(again, batch)
+        seconds = in_turn(steps)
+        for step, took in seconds.items():
+            rate = batch["tokens"].size / took
+            what = "transformers" if step == "torch" else f"ours, remat {step}"
+            share, ratio = rate * flops_per_token(m) / peak, seconds["torch"] / took
+            gib = f"{memory[step]() / 2**30:.2f} GiB" if memory[step] else ""
+            rows.append((name, what, f"{rate:,.0f} tokens/s", f"{share:.2f}", gib, f"{ratio:.2f}"))
+        del steps
+    head = "| size | step | rate | MFU | memory | times transformers |"
+    return "\n".join(
+        [head, "|---|---|---:|---:|---:|---:|", *(f"| {' | '.join(r)} |" for r in rows)]
+    )
+
+
+def shape(size: tuple[int, ...], dtype: str, platform: str) -> config.Experiment:
+    """The Chameleon form in a size; its vocabulary is the paper's on a GPU, 8,192 ids on a CPU."""
+    layers, width, heads, mlp, length, rows = size
+    changes: dict[str, Any] = {
+        "model.layers": layers,
+        "model.width": width,
+        "model.heads": heads,
+        "model.mlp": mlp,
+        "model.context": length,
+        "model.dtype": dtype,
+        "data.row_length": length,
+        "train.batch": rows,
+        "objective.z_loss": 0.0,
+        "mesh.fsdp": 1,
+    }
+    if platform == "cpu":
+        changes |= {"model.image_codes": 1024, "image_tokenizer.codes": 1024}
+        changes |= {"model.image_tokens": 256, "image_tokenizer.size": 256}
+        changes |= {"model.text_pieces": 6144, "model.loss_chunk": length}
+    return config.replace(preset("chameleon_7b"), changes)
+
+
+def make_batch(c: config.Experiment) -> dict[str, np.ndarray]:
+    """Random ids, every place one of one long document: [B T] each."""
+    rows, length = c.train.batch, c.data.row_length
+    ids = np.random.default_rng(0).integers(5, c.model.vocabulary, (rows, length + 1), np.int32)
+    return {
+        "tokens": ids[:, :-1],
+        "targets": ids[:, 1:],
+        "weights": np.ones((rows, length), np.float32),
+        "segments": np.ones((rows, length), np.int32),
+        "positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
+    }
+
+
+def our_step(c: config.Experiment, batch: dict[str, np.ndarray]) -> tuple[Step, Callable[[], int]]:
+    """An update, and the bytes that XLA plans for it."""
+    mesh = make_mesh(c.mesh, jax.devices()[:1])
+    optimizer = make_optimizer(c.optimizer, c.train.steps)
+    init = lambda key: init_state(c, optimizer, key)  # noqa: E731
+    state = init_sharded(init, jax.random.key(0), mesh)
+    step = partial(train_step, c, optimizer, make_schedule(c.optimizer, c.train.steps))
+    with jax.set_mesh(mesh):
+        run = compile_step(step, state, mesh).lower(state, batch).compile()
+    plan = run.memory_analysis()
+    kept = [state, jax.device_put(batch)]
+
+    def update() -> float:
+        kept[0], metrics = run(*kept)
+        return float(metrics["loss"])
+
+    return update, lambda: plan.argument_size_in_bytes + plan.temp_size_in_bytes
+
+
+def their_step(
+    c: config.Experiment, batch: dict[str, np.ndarray]
+) -> tuple[Step, Callable[[], int] | None]:
+    """The same of transformers, in eager torch with its fastest attention and fused AdamW.
+
+    On a GPU parameters and moments are float32 and the computation bfloat16, as ours.
+    """
+    import torch
+    from transformers import ChameleonConfig, ChameleonForConditionalGeneration
+
+    m, on_gpu = c.model, torch.cuda.is_available() and jax.devices()[0].platform == "gpu"
+    form = ChameleonConfig(
+        vocab_size=m.vocabulary,
+        hidden_size=m.width,
+        intermediate_size=m.mlp,
+        num_hidden_layers=m.layers,
+        num_attention_heads=m.heads,
+        num_key_value_heads=m.kv_heads or m.heads,
+        max_position_embeddings=m.context,
+        use_cache=False,
+        attn_implementation="sdpa",
+        vocabulary_map={"<image>": 4},
+        # Its image tokenizer takes no part and is dropped; small, it is quick to make.
+        vq_config={"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1},
+    )
+    device = torch.device("cuda" if on_gpu else "cpu")
+    model = ChameleonForConditionalGeneration(form)
+    model.model.vqmodel = None
+    model = model.to(device).train()
+    count = sum(p.numel() for p in model.parameters())
+    assert count == m.parameters, f"two shapes: {count:,} and {m.parameters:,} parameters"
+    o = c.optimizer
+    rates = {"lr": o.learning_rate, "weight_decay": o.weight_decay, "eps": o.epsilon}
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(o.beta1, o.beta2), fused=True, **rates)
+    tokens, targets = (torch.from_numpy(batch[k]).long().to(device) for k in ("tokens", "targets"))
+
+    def update() -> float:
+        with torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):
+            logits = model(input_ids=tokens).logits
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), o.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return update, (torch.cuda.max_memory_allocated if on_gpu else None)
+
+
+def in_turn(steps: dict[str, Step]) -> dict[str, float]:
+    """Median seconds of each step, all once per round, so that they share what else runs."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for counted in [False, *[True] * TIMES]:
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if counted:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: float(np.median(taken)) for name, taken in seconds.items()}
+
+
+def flops_per_token(m: config.Model) -> float:
+    """Of a training step: 6 per parameter that is multiplied, and causal attention."""
+    used = m.parameters - m.vocabulary * m.width  # looked up, not multiplied
+    return 6.0 * used + 6.0 * m.layers * m.context * m.width
+
+
+def matmul_rate(dtype: str, side: int) -> float:
+    """FLOP/s of a large square product."""
+    x = jnp.ones((side, side), dtype)
+    product = jax.jit(lambda x: x @ x)
+    return 2 * side**3 / median_seconds(lambda: product(x), 10)
