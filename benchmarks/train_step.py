@@ -3,8 +3,7 @@
 Both take a full batch of causal rows without padding through forward, loss, backward, the clip of
 the gradient norm and AdamW, in turn, each on all cores or on the one GPU. MFU is the share of the
 rate that a large square product reaches in the same run (on a GPU in bfloat16, by cuBLAS under
-JAX), of 6 N D + 6 L T W FLOPs per token (causal attention; N without the input embeddings).
-Memory is what one step takes: of ours what XLA plans, of torch the peak on a GPU.
+JAX), of `Model.train_flops` per token. Memory is what one step takes: of ours what XLA plans, of torch the peak on a GPU.
 """
 
 import time
@@ -55,10 +54,9 @@ def measure() -> str:
         for step, took in seconds.items():
             rate = batch["tokens"].size / took
             what = "transformers" if step == "torch" else f"ours, remat {step}"
-            share, ratio = rate * flops_per_token(m) / peak, seconds["torch"] / took
+            share, ratio = rate * m.train_flops(m.context) / peak, seconds["torch"] / took
             gib = f"{memory[step]() / 2**30:.2f} GiB" if memory[step] else ""
             rows.append((name, what, f"{rate:,.0f} tokens/s", f"{share:.2f}", gib, f"{ratio:.2f}"))
-        del steps
     head = "| size | step | rate | MFU | memory | times transformers |"
     return "\n".join(
         [head, "|---|---|---:|---:|---:|---:|", *(f"| {' | '.join(r)} |" for r in rows)]
@@ -178,12 +176,6 @@ def in_turn(steps: dict[str, Step]) -> dict[str, float]:
             if counted:
                 seconds[name].append(time.perf_counter() - start)
     return {name: float(np.median(taken)) for name, taken in seconds.items()}
-
-
-def flops_per_token(m: config.Model) -> float:
-    """Of a training step: 6 per parameter that is multiplied, and causal attention."""
-    used = m.parameters - m.vocabulary * m.width  # looked up, not multiplied
-    return 6.0 * used + 6.0 * m.layers * m.context * m.width
 
 
 def matmul_rate(dtype: str, side: int) -> float:
