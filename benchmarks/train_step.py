@@ -3,7 +3,8 @@
 Both take a full batch of causal rows without padding through forward, loss, backward, the clip of
 the gradient norm and AdamW, in turn, each on all cores or on the one GPU. MFU is the share of the
 rate that a large square product reaches in the same run (on a GPU in bfloat16, by cuBLAS under
-JAX), of `Model.train_flops` per token. Memory is what one step takes: of ours what XLA plans, of torch the peak on a GPU.
+JAX), of `Model.train_flops` per token. Memory is what one step takes: of ours what XLA plans, of
+torch the peak on a GPU.
 """
 
 import time
