@@ -11,30 +11,41 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from cm3leon_jax import checkpoint, config
+from cm3leon_jax import checkpoint, config, processes
 from cm3leon_jax.models.transformer import Transformer
 
 
 def write_bundle(experiment: config.Experiment, workdir: Path, transformer: Transformer) -> None:
-    """Assembles the results of a work directory under a temporary name, then renames it."""
+    """Assembles the results of a work directory under a temporary name, then renames it.
+
+    All processes call it: each writes its part of the network, the first one everything else.
+    """
     bundle, unfinished = workdir / "bundle", workdir / "bundle.part"
-    shutil.rmtree(unfinished, ignore_errors=True)
     source = experiment.data.source  # a bundle holds no paths of the machine that made it
     data = replace(experiment.data, source=Path(source).name, font="", mixture="")
     experiment = replace(experiment, data=data)
-    checkpoint.write_experiment(unfinished, experiment)
-    shutil.copy(workdir / "text.model", unfinished / "text.model")
-    shutil.copytree(workdir / "image_tokenizer" / "network", unfinished / "image_tokenizer")
+    if processes.is_first():
+        shutil.rmtree(unfinished, ignore_errors=True)
+        checkpoint.write_experiment(unfinished, experiment)
+    processes.wait_for_all("bundle begins")
     checkpoint.save_network(unfinished / "transformer", transformer)
+    if processes.is_first():
+        _copy_results(experiment, workdir, unfinished)
+        unfinished.rename(bundle)
+    processes.wait_for_all("bundle is finished")
+
+
+def _copy_results(experiment: config.Experiment, workdir: Path, target: Path) -> None:
+    shutil.copy(workdir / "text.model", target / "text.model")
+    shutil.copytree(workdir / "image_tokenizer" / "network", target / "image_tokenizer")
     if experiment.retrieval.most:
-        shutil.copytree(workdir / "retriever" / "network", unfinished / "clip")
-        (unfinished / "memory").mkdir()
+        shutil.copytree(workdir / "retriever" / "network", target / "clip")
+        (target / "memory").mkdir()
         for pattern in ("train-*", "train.index.json", "train.vectors*", "train.faiss*"):
             for path in (workdir / "documents").glob(pattern):
-                _link(path, unfinished / "memory" / path.name)
+                _link(path, target / "memory" / path.name)
     licenses = json.loads((workdir / "documents" / "licenses.json").read_text())
-    (unfinished / "card.md").write_text(card(experiment, licenses))
-    unfinished.rename(bundle)
+    (target / "card.md").write_text(card(experiment, licenses))
 
 
 def card(experiment: config.Experiment, licenses: Mapping[str, int]) -> str:

@@ -24,7 +24,7 @@ ROWS = (
     ("data", "retrieval"),
     ("models", "checkpoint", "mapped"),
     ("tokens",),
-    ("sharding", "presets", "recipes"),
+    ("sharding", "presets", "recipes", "processes"),
     ("config",),
     ("network_config",),
     ("fields",),

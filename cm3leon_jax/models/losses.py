@@ -62,13 +62,15 @@ def cross_entropy(
         log_z = jax.nn.logsumexp(logits, axis=-1)
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         loss = weights * (log_z - chosen)
-        image = (targets >= image_start).astype(jnp.float32)
+        is_image = targets >= image_start
+        image = is_image.astype(jnp.float32)
         return TokenLoss(
             total=loss.sum(),
             weight=weights.sum(),
-            text_total=(loss * (1 - image)).sum(),
+            # Chosen, not multiplied: a NaN of one modality stays out of the other's sum.
+            text_total=jnp.where(is_image, 0.0, loss).sum(),
             text_weight=(weights * (1 - image)).sum(),
-            image_total=(loss * image).sum(),
+            image_total=jnp.where(is_image, loss, 0.0).sum(),
             image_weight=(weights * image).sum(),
             z_total=(weights * log_z**2).sum(),
         )
