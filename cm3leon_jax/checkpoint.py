@@ -50,12 +50,13 @@ class Checkpoints:
         latest = ocp.training.preservation_policies.LatestN(keep)
         # A function of its own: Orbax copies its options, and with a bound method this object too.
         callback = lambda: self._list_sizes()  # noqa: E731
-        when_written = ocp.options.AsyncOptions(post_finalization_callback=callback)
+        context = ocp.Context()
+        context.asynchronous.post_finalization_callback = callback
         self.folder = local(folder).absolute()
         self._saving = 0  # the step that is being written
         self._checkpointer = ocp.training.Checkpointer(
             self.folder,
-            context=ocp.Context(async_options=when_written),
+            context=context,
             preservation_policy=latest,
             cleanup_tmp_directories=True,
         )
@@ -110,10 +111,11 @@ class Checkpoints:
                 if (there := (folder / name).stat().length) != size:
                     raise ValueError(f"{name} has {there} bytes instead of {size}")
         ocp, me = _orbax(), jax.process_index()
-        alone = ocp.options.MultiprocessingOptions(
-            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"restore_{me}"
-        )
-        with ocp.Context(multiprocessing_options=alone):
+        alone = ocp.Context()
+        alone.multiprocessing.primary_host = me
+        alone.multiprocessing.active_processes = {me}
+        alone.multiprocessing.barrier_sync_key_prefix = f"restore_{me}"
+        with alone:
             return ocp.load_checkpointables(folder, wanted)
 
     def _move_aside(self, damaged: Mapping[int, str], newest: int) -> None:
@@ -247,5 +249,5 @@ def _abstract(tree: Any, mesh_shardings: Any) -> Any:
 def _orbax() -> Any:
     from orbax.checkpoint import v1  # takes a second to import
 
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # of its warnings none helps
     return v1

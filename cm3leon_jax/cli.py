@@ -111,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         "cm3leon tokenizer image --config tiny --workdir runs/tiny",
     )
     made.add_argument("which", choices=("text", "image"))
+    with_processes(made)
     with_workdir(made)
     with_data(made)
 
@@ -223,6 +224,7 @@ def _quickstart(options: argparse.Namespace) -> None:
 def _tokenizer(options: argparse.Namespace) -> None:
     from cm3leon_jax import stages
 
+    _join(options)
     experiment, collection = _collect(options)
     if options.which == "text":
         stages.train_text_tokenizer(experiment, collection, options.workdir)

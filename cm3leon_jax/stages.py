@@ -111,7 +111,7 @@ def train_text_tokenizer(
 ) -> None:
     """Trains on the texts of the training examples; at most `model.text_pieces` pieces."""
     path = workdir / "text.model"
-    if not path.exists():
+    if not path.exists() and processes.is_first():
         texts = (text for example in collection.train for text in example.texts)
         try:
             TextTokenizer.train(texts, path, pieces=experiment.model.text_pieces)
@@ -212,7 +212,7 @@ def train_transformer(experiment: config.Experiment, workdir: Path) -> Path:
     tokenizer = _open_tokenizer(c, workdir)
     optimizer = make_optimizer(c.optimizer, c.train.steps)
     schedule = make_schedule(c.optimizer, c.train.steps)
-    codebook = np.asarray(tokenizer.codebook[...]) if c.model.code_features else None
+    codebook = tokenizer.codebook if c.model.code_features else None
     init = lambda key: init_state(c, optimizer, key, codebook)  # noqa: E731
 
     held_out = open_held_out(c, workdir)

@@ -36,8 +36,8 @@ def host_rows(mesh: jax.sharding.Mesh, batch: int) -> list[int]:
 
     Hosts that share a row, split over `tensor`, all read it.
     """
-    shards = batch_sharding(mesh).addressable_devices_indices_map((batch,))
-    return sorted({row for (rows,) in shards.values() for row in range(*rows.indices(batch))})
+    shards = batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
+    return sorted({row for index in shards if index for row in range(*index[0].indices(batch))})
 
 
 def place(
@@ -56,7 +56,8 @@ def place(
                 f" is {len(rows)}; make the stream with rows=host_rows(mesh, batch)"
             )
 
-        def shard(index: tuple[slice, ...]) -> NDArray[Any]:
+        def shard(index: tuple[slice, ...] | None) -> NDArray[Any]:
+            assert index is not None  # only asked for what is held here
             first, last, _ = index[0].indices(batch)
             return array[local[first] : local[last - 1] + 1]
 

@@ -62,34 +62,39 @@ def fit(
     del restored
 
     log = Log(folder, start, train.steps, train.log_every, unit, goodput, window)
-    termination, hang = Termination(), HangLimit(train.hang_seconds)
-    with closing(checkpoints), closing(log), closing(iter(batches)) as stream:
-        with termination, hang, jax.set_mesh(mesh):
-            run = compile_step(step, state, mesh)
-            for done in range(start + 1, train.steps + 1):
-                batch = place(next(stream), rows, train.batch, mesh)
-                with jax.transfer_guard("disallow"):
-                    state, metrics = run(state, batch)
-                log.add(done, metrics)
-                hang.restart()
+    with (
+        closing(checkpoints),
+        closing(log),
+        closing(iter(batches)) as stream,
+        Termination() as termination,
+        HangLimit(train.hang_seconds) as hang,
+        jax.set_mesh(mesh),
+    ):
+        run = compile_step(step, state, mesh)
+        for done in range(start + 1, train.steps + 1):
+            batch = place(next(stream), rows, train.batch, mesh)
+            with jax.transfer_guard("disallow"):
+                state, metrics = run(state, batch)
+            log.add(done, metrics)
+            hang.restart()
 
-                last = done == train.steps
-                ends = termination.is_due(done) and not last
-                if done % train.save_every == 0 or last or ends:
-                    window = log.settle(done)
-                    with hang.paused(), goodput.paused():
-                        began = time.perf_counter()
-                        progress = goodput.so_far() | {"window": window}
-                        checkpoints.save(done, state, whole_position(batches), progress)
-                        log.scalars(done, {"save_seconds": time.perf_counter() - began})
-                if ends:
-                    raise processes.Preempted(f"SIGTERM: saved at step {done} of {train.steps}")
-                if show is not None and (done % train.sample_every == 0 or last):
-                    jax.block_until_ready(metrics)
-                    with hang.paused(), goodput.paused():
-                        numbers, pictures = show(state, done)
-                        log.scalars(done, numbers)
-                        for name, picture in pictures.items():
-                            log.picture(done, name, picture)
-                        processes.wait_for_all("sample")
+            last = done == train.steps
+            ends = termination.is_due(done) and not last
+            if done % train.save_every == 0 or last or ends:
+                window = log.settle(done)
+                with hang.paused(), goodput.paused():
+                    began = time.perf_counter()
+                    progress = goodput.so_far() | {"window": window}
+                    checkpoints.save(done, state, whole_position(batches), progress)
+                    log.scalars(done, {"save_seconds": time.perf_counter() - began})
+            if ends:
+                raise processes.Preempted(f"SIGTERM: saved at step {done} of {train.steps}")
+            if show is not None and (done % train.sample_every == 0 or last):
+                jax.block_until_ready(metrics)
+                with hang.paused(), goodput.paused():
+                    numbers, pictures = show(state, done)
+                    log.scalars(done, numbers)
+                    for name, picture in pictures.items():
+                        log.picture(done, name, picture)
+                    processes.wait_for_all("sample")
     return state

@@ -2,7 +2,6 @@
 
 import faulthandler
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -61,7 +60,7 @@ class HangLimit:
     def restart(self) -> None:
         """A step has finished."""
         if self._seconds:
-            faulthandler.dump_traceback_later(self._seconds, exit=True, file=sys.__stderr__)
+            faulthandler.dump_traceback_later(self._seconds, exit=True, file=2)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
