@@ -121,8 +121,8 @@ class Log:
         fetched = jax.device_get(window)
         check_finite(fetched, step)
         means = mean_metrics(fetched)
-        shown = {name: f"{means[name]:.3f}" for name in means if name.endswith("loss")}
-        shown |= {f"{self._unit}/s": f"{rate * means[self._unit]:,.0f}"}
+        shown = {name: f"{mean:.3f}" for name, mean in means.items() if name.endswith("loss")}
+        shown |= {f"{self._unit}/s": f"{rate * means.get(self._unit, 0):,.0f}"}
         if "skipped" in means:
             shown["skipped"] = f"{means['skipped']:.0f}"
         means |= {"goodput": self._goodput.share, "program_seconds": self._goodput.lived}
@@ -132,12 +132,13 @@ class Log:
 
 
 def mean_metrics(window: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The mean of each metric over the steps where it is finite; of counts the last value."""
+    """The mean of each metric over the steps where it is finite, if any; of counts the last."""
     means = {}
     for name in window[0]:
         values = np.array([metrics[name] for metrics in window], np.float64)
-        finite = values[np.isfinite(values)]
-        means[name] = float(values[-1] if name.startswith("skipped") else finite.mean())
+        values = values[-1:] if name.startswith("skipped") else values[np.isfinite(values)]
+        if values.size:
+            means[name] = float(values.mean())
     return means
 
 
@@ -158,7 +159,7 @@ def check_finite(window: Sequence[Mapping[str, Any]], last: int) -> None:
             )
         broken = [name for name, value in metrics.items() if not math.isfinite(value)]
         if broken and not in_a_row:
-            kinds = [name.removesuffix("_loss") for name in broken if name.endswith("_loss")]
+            kinds = [kind for kind in ("text", "image") if f"{kind}_loss" in broken]
             where = f" (in the loss of {' and '.join(kinds)} tokens)" if kinds else ""
             raise FloatingPointError(
                 f"step {step} of {first} to {last}: {', '.join(broken)} not finite{where}; lower"
