@@ -34,8 +34,14 @@ class Batches(Protocol):
 def host_rows(mesh: jax.sharding.Mesh, batch: int) -> list[int]:
     """The rows of the global batch that devices of this process hold, in order.
 
-    Hosts that share a row, split over `tensor`, all read it.
+    Hosts that share a row, split over `tensor`, all read it. Raises ValueError where the mesh
+    leaves out devices of several processes.
     """
+    if processes.count() > 1 and mesh.size < jax.device_count():
+        raise ValueError(
+            f"mesh {dict(mesh.shape)} has {mesh.size} of the {jax.device_count()} devices of"
+            f" {processes.count()} processes; it must have all, with -1 for one of its axes"
+        )
     shards = batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
     return sorted({row for index in shards if index for row in range(*index[0].indices(batch))})
 
