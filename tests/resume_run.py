@@ -17,6 +17,7 @@ import numpy as np
 from conftest import SMALL, make_examples, make_text
 
 from cm3leon_jax import config, processes
+from cm3leon_jax.checkpoint import save_network
 from cm3leon_jax.data.loader import Stream, token_batches
 from cm3leon_jax.sharding import make_mesh
 from cm3leon_jax.training.batches import host_rows, whole_position
@@ -79,6 +80,7 @@ def main(run: dict) -> None:
         print(end, file=sys.stderr)
         sys.exit(143)
     position = whole_position(batches)
+    save_network(folder / "network", state.model)
     state = processes.for_first(state)
     if processes.is_first():
         paths = jax.tree_util.tree_leaves_with_path(state)
