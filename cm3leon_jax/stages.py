@@ -13,7 +13,8 @@ the stages before it there, and resumes its own training from the newest checkpo
 processes all run a stage together, on one file system; samples are drawn by the first one alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -135,10 +136,10 @@ def train_image_tokenizer(
         )
 
         def show(state: Any, step: int) -> tuple[Mapping[str, float], Mapping[str, NDArray]]:
-            model = _for_samples(state.model)
-            if model is None:
-                return {}, {}
-            again = decode_codes(model, encode_pictures(model, shown))
+            with _for_samples(state.model) as model:
+                if model is None:
+                    return {}, {}
+                again = decode_codes(model, encode_pictures(model, shown))
             both = [*shown, *again]
             return {"held_out_psnr": psnr(shown, again)}, {"reconstructions": grid(both, SHOWN)}
 
@@ -163,10 +164,11 @@ def train_retriever(experiment: config.Experiment, collection: Collection, workd
     queries = [text.encode(caption) for caption in known[:CANDIDATES]]
 
     def show(state: Any, step: int) -> tuple[Mapping[str, float], Mapping[str, NDArray]]:
-        model = _for_samples(state.model)
-        if model is None:
-            return {}, {}
-        return recall(embed_pictures(model, shown[:CANDIDATES]), embed_texts(model, queries)), {}
+        with _for_samples(state.model) as model:
+            if model is None:
+                return {}, {}
+            found = embed_pictures(model, shown[:CANDIDATES]), embed_texts(model, queries)
+            return recall(*found), {}
 
     mesh = make_mesh(experiment.mesh)
     rows = host_rows(mesh, c.train.batch)
@@ -227,16 +229,16 @@ def train_transformer(experiment: config.Experiment, workdir: Path) -> Path:
         losses = jax.device_get(evaluate(state.model, held_out_batch))
         # A loss of 0 is one of places where the batch has no tokens.
         numbers = {f"held_out_{name}": float(value) for name, value in losses.items() if value}
-        model = _for_samples(state.model)
-        if model is None:
-            return numbers, {}
-        if gain := measure_gain(c, workdir, model, GAINED):
-            numbers["retrieval_gain"] = gain.gain
-        if not prompts:
-            return numbers, {}
-        drawn = Generator(c, text, model, tokenizer).images(prompts)
-        picture = grid([*truths, *map(np.asarray, drawn)], len(prompts))
-        return numbers, {"truth above samples": picture}
+        with _for_samples(state.model) as model:
+            if model is None:
+                return numbers, {}
+            if gain := measure_gain(c, workdir, model, GAINED):
+                numbers["retrieval_gain"] = gain.gain
+            if not prompts:
+                return numbers, {}
+            drawn = Generator(c, text, model, tokenizer).images(prompts)
+            picture = grid([*truths, *map(np.asarray, drawn)], len(prompts))
+            return numbers, {"truth above samples": picture}
 
     sources = resolve(c.data.mixture, workdir)
     batches = token_batches(sources, text, c, host_rows(mesh, c.train.batch))
@@ -307,15 +309,24 @@ def _open_tokenizer(experiment: config.Experiment, workdir: Path) -> VQGAN:
     folder = require_result(workdir, "image_tokenizer/network")
     if processes.count() == 1:
         return open_image_tokenizer(experiment, folder, make_mesh(experiment.mesh))
-    mesh = make_mesh(config.Mesh(data=1, fsdp=1, tensor=1), jax.local_devices()[:1])
-    return open_image_tokenizer(experiment, folder, mesh)
+    return open_image_tokenizer(experiment, folder, _own_mesh())
 
 
-def _for_samples(network: Any) -> Any | None:
+def _own_mesh() -> jax.sharding.Mesh:
+    return make_mesh(config.Mesh(data=1, fsdp=1, tensor=1), jax.local_devices()[:1])
+
+
+@contextmanager
+def _for_samples(network: Any) -> Iterator[Any | None]:
     """The network as `show` samples from it: on several hosts a copy for the first one alone.
 
     None on the others, and everywhere where that copy would be too large.
     """
-    if sum(x.nbytes for x in jax.tree.leaves(network)) > SAMPLED_BYTES and processes.count() > 1:
-        return None
-    return processes.for_first(network)
+    if processes.count() == 1:
+        yield network
+    elif sum(x.nbytes for x in jax.tree.leaves(network)) > SAMPLED_BYTES:
+        yield None
+    else:
+        copy = processes.for_first(network)
+        with jax.set_mesh(_own_mesh()):
+            yield copy
