@@ -2,14 +2,16 @@
 
 Trees are stored as nested dicts named after the attributes ('layers/query'), so that files depend
 on names and not on Python classes; restoring needs the abstract tree and puts every array on the
-shardings it carries, whatever mesh wrote it. Orbax writes to a temporary name and renames: a kill
-or a full disk leaves the earlier checkpoints as they were.
+shardings it carries, whatever mesh and however many hosts wrote it. Orbax writes to a temporary
+name and renames: a kill or a full disk leaves the earlier checkpoints as they were. What happens to
+files later is found by their sizes, which every checkpoint lists.
 """
 
 import hashlib
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
@@ -18,10 +20,15 @@ import jax
 import numpy as np
 from etils import epath
 
-from cm3leon_jax import config
+from cm3leon_jax import config, processes
 from cm3leon_jax.fields import to_dict
 
 PathLike: TypeAlias = str | os.PathLike[str]
+
+
+# Orbax writes these after the list of sizes, and restores without them.
+UNLISTED = ("_CHECKPOINT_METADATA", "commit_success.txt")
+SIZES = "sizes.json"
 
 
 class Restored(NamedTuple):
@@ -30,36 +37,117 @@ class Restored(NamedTuple):
     step: int
     state: Any
     position: Any  # of the data, as JSON
+    progress: Any  # what else the loop goes on from, as JSON
 
 
 class Checkpoints:
-    """The numbered checkpoints of one run, saved in the background, the newest `keep` kept."""
+    """The numbered checkpoints of one run, saved in the background, the newest `keep` kept.
+
+    With several processes all of them call every method together.
+    """
 
     def __init__(self, folder: PathLike, keep: int):
         ocp = _orbax()
         latest = ocp.training.preservation_policies.LatestN(keep)
-        self.folder = local(folder)
+        # A function of its own: Orbax copies its options, and with a bound method this object too.
+        callback = lambda: self._list_sizes()  # noqa: E731
+        context = ocp.Context()
+        context.asynchronous.post_finalization_callback = callback
+        self.folder = local(folder).absolute()
+        self._saving = 0  # the step that is being written
         self._checkpointer = ocp.training.Checkpointer(
-            self.folder.absolute(), preservation_policy=latest, cleanup_tmp_directories=True
+            self.folder,
+            context=context,
+            preservation_policy=latest,
+            cleanup_tmp_directories=True,
         )
 
-    def save(self, step: int, state: Any, position: Any) -> None:
+    def save(self, step: int, state: Any, position: Any, progress: Any = None) -> None:
         """Copies the state, then writes it in the background; waits for an earlier save first."""
-        items = {"state": to_names(state), "data": {"position": position}}
+        self._checkpointer.wait()
+        self._saving = step
+        data = {"json": json.dumps({"position": position, "progress": progress})}
+        items = {"state": to_names(state), "data": data}
         self._checkpointer.save_checkpointables_async(step, items, force=True, overwrite=True)
 
     def restore(self, state: Any, mesh_shardings: Any) -> Restored | None:
-        """Reads the newest checkpoint into the form of `state`; None when there is none."""
-        latest = self._checkpointer.latest
-        if latest is None:
-            return None
+        """Reads the newest readable checkpoint into the form of `state`; None when there is none.
+
+        Those that are newer and damaged on any host are named and moved aside, as `damaged-STEP`.
+        Raises ValueError where there are some and none can be read.
+        """
         wanted = {"state": to_names(_abstract(state, mesh_shardings)), "data": None}
-        items = self._checkpointer.load_checkpointables(latest.step, wanted)
-        return Restored(latest.step, from_names(state, items["state"]), items["data"]["position"])
+        steps = [found.step for found in self._checkpointer.checkpoints]
+        damaged: dict[int, str] = {}
+        for step in reversed(steps):
+            try:
+                items = self._read(step, wanted)
+                reason = ""
+            except (ValueError, KeyError, OSError) as error:
+                reason = _first_line(error)
+            if all(processes.gather(np.array(not reason))):
+                self._move_aside(damaged, step)
+                data = json.loads(items["data"]["json"])
+                state = from_names(state, items["state"])
+                return Restored(step, state, data["position"], data["progress"])
+            damaged[step] = reason or "another host cannot read it"
+        if damaged:
+            raise ValueError(
+                f"{self.folder}: none of the checkpoints {steps} can be read (step {steps[-1]}:"
+                f" {damaged[steps[-1]]}); restore their files, or train in another folder"
+            )
+        return None
 
     def close(self) -> None:
         """Waits until everything is on disk."""
         self._checkpointer.close()
+
+    def _read(self, step: int, wanted: Mapping[str, Any]) -> Any:
+        """Reads on this host alone: one that fails does not leave the others waiting for it."""
+        folder = self.folder / str(step)
+        if (folder / SIZES).exists():  # a kill may leave a whole checkpoint without
+            for name, size in json.loads((folder / SIZES).read_text()).items():
+                if not (folder / name).exists():
+                    raise FileNotFoundError(f"{name} is missing")
+                if (there := (folder / name).stat().length) != size:
+                    raise ValueError(f"{name} has {there} bytes instead of {size}")
+        ocp, me = _orbax(), jax.process_index()
+        alone = ocp.Context()
+        alone.multiprocessing.primary_host = me
+        alone.multiprocessing.active_processes = {me}
+        alone.multiprocessing.barrier_sync_key_prefix = f"restore_{me}"
+        with alone:
+            return ocp.load_checkpointables(folder, wanted)
+
+    def _move_aside(self, damaged: Mapping[int, str], newest: int) -> None:
+        """So that a later save of the same step is the newest again and nothing is deleted."""
+        for step, reason in damaged.items():
+            if processes.is_first():
+                print(
+                    f"checkpoint of step {step} is damaged ({reason}): moved to damaged-{step},"
+                    f" going on from step {newest}",
+                    file=sys.stderr,
+                )
+                aside = self.folder / f"damaged-{step}"
+                if aside.exists():
+                    aside.rmtree()
+                (self.folder / str(step)).rename(aside)
+        if damaged:
+            processes.wait_for_all("damaged checkpoints are aside")
+            self._checkpointer.reload()
+
+    def _list_sizes(self) -> None:
+        """Orbax calls this on every process when the files of a save are complete."""
+        if processes.is_first():
+            unfinished = list(self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"))
+            folder = unfinished[0] if unfinished else self.folder / str(self._saving)
+            sizes = {
+                (place / name).relative_to(folder).as_posix(): (place / name).stat().length
+                for place, _, names in folder.walk()
+                for name in names
+                if name not in UNLISTED
+            }
+            write_json(folder / SIZES, sizes)
 
 
 def save_network(folder: PathLike, network: Any) -> None:
@@ -161,11 +249,15 @@ def _explained(folder: PathLike) -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, FileNotFoundError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"{folder}: does not hold the network that config.json describes ({reason});"
-            " the two must come from the same run"
+            f"{folder}: does not hold the network that config.json describes"
+            f" ({_first_line(error)}); the two must come from the same run"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _names(path: Any) -> list[str]:
@@ -181,5 +273,5 @@ def _abstract(tree: Any, mesh_shardings: Any) -> Any:
 def _orbax() -> Any:
     from orbax.checkpoint import v1  # takes a second to import
 
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # of its warnings none helps
     return v1

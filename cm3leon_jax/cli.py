@@ -1,5 +1,8 @@
 """`cm3leon VERB`: every stage of an experiment, sampling, evaluation and inspection.
 
+Exit codes: 0 done, 2 bad input or a loss that is not finite, 130 Ctrl-C, 143 SIGTERM after a save
+(the same command goes on), 1 anything else.
+
 An experiment comes from `--config NAME [--config.FIELD=VALUE]`, from `--gin_file FILE
 [--gin.FIELD=VALUE]`, or from the config.json of a work directory that an earlier stage began.
 """
@@ -14,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cm3leon_jax import config, presets, recipes
+from cm3leon_jax import config, presets, processes, recipes
 from cm3leon_jax.fields import to_flat
 
 if TYPE_CHECKING:
@@ -41,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"cm3leon: {error}", file=sys.stderr)
         return 2
+    except processes.Preempted as end:
+        if processes.is_first():
+            print(f"cm3leon: {end}; the same command goes on from there", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print("cm3leon: stopped; the same command goes on from the last checkpoint")
         return 130
@@ -78,6 +85,16 @@ def _parser() -> argparse.ArgumentParser:
             "--max_bad_fraction", type=float, help="unreadable records that are tolerated (0.01)"
         )
 
+    def with_processes(made: argparse.ArgumentParser) -> None:
+        made.add_argument(
+            "--distributed",
+            action="store_true",
+            help="one of several processes, each with the same command: Cloud TPU, GKE, Slurm",
+        )
+        made.add_argument("--coordinator", metavar="HOST:PORT", help="elsewhere: of process 0")
+        made.add_argument("--processes", type=_positive, metavar="N", help="elsewhere: how many")
+        made.add_argument("--process", type=int, metavar="I", help="elsewhere: which, from 0")
+
     made = verb(
         "quickstart",
         _quickstart,
@@ -94,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         "cm3leon tokenizer image --config tiny --workdir runs/tiny",
     )
     made.add_argument("which", choices=("text", "image"))
+    with_processes(made)
     with_workdir(made)
     with_data(made)
 
@@ -119,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         "Find the documents that belong in front of each prepared document.",
         "cm3leon retrieve --workdir runs/tiny",
     )
+    with_processes(made)
     with_workdir(made)
     with_data(made)
 
@@ -129,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         "cm3leon train --stage retriever --workdir runs/tiny",
     )
     made.add_argument("--stage", choices=("transformer", "retriever"), default="transformer")
+    with_processes(made)
     with_workdir(made)
     with_data(made)
 
@@ -218,6 +238,7 @@ def _quickstart(options: argparse.Namespace) -> None:
 def _tokenizer(options: argparse.Namespace) -> None:
     from cm3leon_jax import stages
 
+    _join(options)
     experiment, collection = _collect(options)
     if options.which == "text":
         stages.train_text_tokenizer(experiment, collection, options.workdir)
@@ -240,22 +261,34 @@ def _prepare(options: argparse.Namespace) -> None:
 def _retrieve(options: argparse.Namespace) -> None:
     from cm3leon_jax import stages
 
+    _join(options)
     experiment = _experiment(options)
     stages.open_workdir(experiment, options.workdir)
     for side, shares in stages.retrieve(experiment, options.workdir).items():
         shown = ", ".join(f"{name} {share:.3f}" for name, share in shares.items())
-        print(f"{side}: {shown}")
+        if processes.is_first():
+            print(f"{side}: {shown}")
 
 
 def _train(options: argparse.Namespace) -> None:
     from cm3leon_jax import stages
 
+    _join(options)
     if options.stage == "retriever":
         stages.train_retriever(*_collect(options), options.workdir)
         return
     experiment = _experiment(options)
     stages.open_workdir(experiment, options.workdir)
-    print(f"bundle: {stages.train_transformer(experiment, options.workdir)}")
+    bundle = stages.train_transformer(experiment, options.workdir)
+    if processes.is_first():
+        print(f"bundle: {bundle}")
+
+
+def _join(options: argparse.Namespace) -> None:
+    """Joins the other processes, where the command line says that there are some."""
+    places = (options.coordinator, options.processes, options.process)
+    if options.distributed or places != (None, None, None):
+        processes.join(*places)
 
 
 def _sample(options: argparse.Namespace) -> None:

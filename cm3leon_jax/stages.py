@@ -9,10 +9,12 @@
     bundle/             what `load` opens
 
 Every stage leaves its result under its final name only when it is complete, finds the results of
-the stages before it there, and resumes its own training from the newest checkpoint.
+the stages before it there, and resumes its own training from the newest checkpoint. Of several
+processes all run a stage together, on one file system; samples are drawn by the first one alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -24,8 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from cm3leon_jax import checkpoint, config
-from cm3leon_jax.bundle import open_start, write_bundle
+from cm3leon_jax import checkpoint, config, processes
+from cm3leon_jax.bundle import write_bundle
 from cm3leon_jax.data.collection import Collection, captioned
 from cm3leon_jax.data.examples import Examples, Source
 from cm3leon_jax.data.loader import fixed_batch, image_batches, pair_batches, token_batches
@@ -50,17 +52,20 @@ from cm3leon_jax.retrieval.join import explain, join, summarize
 from cm3leon_jax.retrieval.memory import Documents, Memory
 from cm3leon_jax.retrieval.mesh_search import MeshSearch
 from cm3leon_jax.sharding import make_mesh
+from cm3leon_jax.start import open_start
 from cm3leon_jax.tokens.document import Document, Image, Text
 from cm3leon_jax.tokens.objective import rng_for
 from cm3leon_jax.tokens.text import TextTokenizer
 from cm3leon_jax.training import image_tokenizer as tokenizer_training
 from cm3leon_jax.training import retriever as retriever_training
+from cm3leon_jax.training.batches import host_rows
 from cm3leon_jax.training.loop import fit
 from cm3leon_jax.training.optimizer import make_optimizer, make_schedule
 from cm3leon_jax.training.step import eval_step, init_state, start_state, train_step
 
 SHOWN = 16  # held-out documents in the sample grids of a run
 CANDIDATES = 200  # held-out pairs among which the retriever's recall is measured
+SAMPLED_BYTES = 4 * 2**30  # larger networks are not gathered from several hosts to draw samples
 GAINED = 64  # held-out documents whose loss is compared with and without the retrieved ones
 
 # What each result was made from; a name that ends in a dot stands for all fields below it.
@@ -97,7 +102,10 @@ def open_workdir(experiment: config.Experiment, workdir: Path) -> None:
                         f"{workdir / result} was made with {name}={there[name]!r}, now it is"
                         f" {here[name]!r}; use another --workdir, or the old value"
                     )
-    checkpoint.write_experiment(workdir, experiment)
+    processes.wait_for_all("config is read")
+    if processes.is_first():
+        checkpoint.write_experiment(workdir, experiment)
+    processes.wait_for_all("config is written")
 
 
 def train_text_tokenizer(
@@ -105,7 +113,7 @@ def train_text_tokenizer(
 ) -> None:
     """Trains on the texts of the training examples; at most `model.text_pieces` pieces."""
     path = workdir / "text.model"
-    if not path.exists():
+    if not path.exists() and processes.is_first():
         texts = (text for example in collection.train for text in example.texts)
         try:
             TextTokenizer.train(texts, path, pieces=experiment.model.text_pieces)
@@ -129,14 +137,18 @@ def train_image_tokenizer(
         )
 
         def show(state: Any, step: int) -> tuple[Mapping[str, float], Mapping[str, NDArray]]:
-            again = decode_codes(state.model, encode_pictures(state.model, shown))
+            with _for_samples(state.model) as model:
+                if model is None:
+                    return {}, {}
+                again = decode_codes(model, encode_pictures(model, shown))
             both = [*shown, *again]
             return {"held_out_psnr": psnr(shown, again)}, {"reconstructions": grid(both, SHOWN)}
 
         mesh = make_mesh(experiment.mesh)
         init = partial(tokenizer_training.init_state, c)
         step = tokenizer_training.make_train_step(c, load_features() if c.perceptual else None)
-        batches = image_batches(train, c.train.batch, c.train.seed)
+        rows = host_rows(mesh, c.train.batch)
+        batches = image_batches(train, c.train.batch, c.train.seed, rows)
         state = fit(step, init, batches, c.train, mesh, folder, "images", show)
         checkpoint.save_network(network, state.model)
 
@@ -153,11 +165,15 @@ def train_retriever(experiment: config.Experiment, collection: Collection, workd
     queries = [text.encode(caption) for caption in known[:CANDIDATES]]
 
     def show(state: Any, step: int) -> tuple[Mapping[str, float], Mapping[str, NDArray]]:
-        found = embed_pictures(state.model, shown[:CANDIDATES]), embed_texts(state.model, queries)
-        return recall(*found), {}
+        with _for_samples(state.model) as model:
+            if model is None:
+                return {}, {}
+            found = embed_pictures(model, shown[:CANDIDATES]), embed_texts(model, queries)
+            return recall(*found), {}
 
     mesh = make_mesh(experiment.mesh)
-    batches = pair_batches(images, texts, c.train.batch, c.train.seed)
+    rows = host_rows(mesh, c.train.batch)
+    batches = pair_batches(images, texts, c.train.batch, c.train.seed, rows)
     init = partial(retriever_training.init_state, c, pieces)
     step = retriever_training.make_train_step(c)
     state = fit(step, init, batches, c.train, mesh, folder, "pairs", show)
@@ -215,16 +231,19 @@ def train_transformer(experiment: config.Experiment, workdir: Path) -> Path:
         losses = jax.device_get(evaluate(state.model, held_out_batch))
         # A loss of 0 is one of places where the batch has no tokens.
         numbers = {f"held_out_{name}": float(value) for name, value in losses.items() if value}
-        if gain := measure_gain(c, workdir, state.model, GAINED):
-            numbers["retrieval_gain"] = gain.gain
-        if not prompts:
-            return numbers, {}
-        drawn = Generator(c, text, state.model, tokenizer).images(prompts)
-        picture = grid([*truths, *map(np.asarray, drawn)], len(prompts))
-        return numbers, {"truth above samples": picture}
+        with _for_samples(state.model) as model:
+            if model is None:
+                return numbers, {}
+            if gain := measure_gain(c, workdir, model, GAINED):
+                numbers["retrieval_gain"] = gain.gain
+            if not prompts:
+                return numbers, {}
+            drawn = Generator(c, text, model, tokenizer).images(prompts)
+            picture = grid([*truths, *map(np.asarray, drawn)], len(prompts))
+            return numbers, {"truth above samples": picture}
 
     sources = resolve(c.data.mixture, workdir)
-    batches = token_batches(sources, text, c)
+    batches = token_batches(sources, text, c, host_rows(mesh, c.train.batch))
     step = partial(train_step, c, optimizer, schedule)
     folder, given = workdir / "transformer", begin if c.train.start_from else None
     state = fit(step, init, batches, c.train, mesh, folder, "tokens", show, given)
@@ -284,10 +303,33 @@ def _make_search(rules: config.Retrieval, vectors: Mapped, folder: Path) -> Sear
     count, _, width = vectors.shape
     kind = choose_kind(count, width, int(rules.index_gib * 2**30))
     index = build_faiss(Documents(vectors), kind)
-    index.save(folder, "train", {"retriever": vectors.meta["retriever"]})
+    if processes.is_first():
+        index.save(folder, "train", {"retriever": vectors.meta["retriever"]})
     return index
 
 
 def _open_tokenizer(experiment: config.Experiment, workdir: Path) -> VQGAN:
     folder = require_result(workdir, "image_tokenizer/network")
-    return open_image_tokenizer(experiment, folder, make_mesh(experiment.mesh))
+    if processes.count() == 1:
+        return open_image_tokenizer(experiment, folder, make_mesh(experiment.mesh))
+    return open_image_tokenizer(experiment, folder, _own_mesh())
+
+
+def _own_mesh() -> jax.sharding.Mesh:
+    return make_mesh(config.Mesh(data=1, fsdp=1, tensor=1), jax.local_devices()[:1])
+
+
+@contextmanager
+def _for_samples(network: Any) -> Iterator[Any | None]:
+    """The network as `show` samples from it: on several hosts a copy for the first one alone.
+
+    None on the others, and everywhere where that copy would be too large.
+    """
+    if processes.count() == 1:
+        yield network
+    elif sum(x.nbytes for x in jax.tree.leaves(network)) > SAMPLED_BYTES:
+        yield None
+    else:
+        copy = processes.for_first(network)
+        with jax.set_mesh(_own_mesh()):
+            yield copy

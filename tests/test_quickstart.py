@@ -144,6 +144,7 @@ def test_a_folder_with_bad_pictures_is_counted_listed_and_trained_on(tmp_path, c
         (["train", "--workdir", "{new}", "--config", "tiny"], "run: cm3leon prepare"),
         (["retrieve", "--workdir", "{new}", "--config", "tiny"], "run: cm3leon prepare"),
         (["prepare", "--workdir", "{new}", "--config", "tiny"], "run: cm3leon tokenizer image"),
+        (["train", "--workdir", "{new}", "--coordinator", "localhost:1"], "give all three"),
         (["inspect", "documents"], "--workdir: name the folder of a run whose"),
         (["sample", "{new}", "a ring", "--config", "tiny"], "leave --config out"),
         (["sample", "{new}", "a ring", "--out", "{new}/no/x.png"], "a folder that exists"),

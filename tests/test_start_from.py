@@ -10,10 +10,10 @@ from conftest import SMALL, WORDS
 from prepared import write_workdir
 
 from cm3leon_jax import checkpoint, config
-from cm3leon_jax.bundle import open_start
 from cm3leon_jax.cli import main
 from cm3leon_jax.sharding import make_mesh, shardings
 from cm3leon_jax.stages import open_workdir, train_transformer
+from cm3leon_jax.start import open_start
 from cm3leon_jax.tokens.text import TextTokenizer
 from cm3leon_jax.training.optimizer import make_optimizer
 from cm3leon_jax.training.step import init_state, start_state

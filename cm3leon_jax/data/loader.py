@@ -42,18 +42,18 @@ class Stream:
     `rows` of `of` are read; all hosts' positions in the order of the rows are what `seek` takes.
     """
 
-    def __init__(self, read: Read, rows: range = range(1), of: int = 1):
-        self._read, self._rows, self._of = read, rows, of
+    def __init__(self, read: Read, rows: Sequence[int] = (0,), of: int = 1):
+        self._read, self.rows, self.of = read, rows, of
         self.position = [0] * len(rows)
 
     def seek(self, position: Sequence[int]) -> None:
         """Goes to a position of the whole batch that an earlier stream of the same data had."""
-        if len(position) != self._of:
+        if len(position) != self.of:
             raise ValueError(
-                f"data position of {len(position)} streams, this run has {self._of}:"
+                f"data position of {len(position)} streams, this run has {self.of}:"
                 " resume with the train.batch that the run was started with"
             )
-        self.position = [position[row] for row in self._rows]
+        self.position = [position[row] for row in self.rows]
 
     def __iter__(self) -> Generator[Batch]:
         coming = self._read(self.position)
@@ -69,7 +69,7 @@ def token_batches(
     sources: Sequence[tuple[Source | Examples, float]],
     text: TextTokenizer,
     c: config.Experiment,
-    rows: range | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Stream:
     """Masked and packed rows, all [B T]: tokens targets weights segments positions.
 
@@ -88,7 +88,7 @@ def token_batches(
     return Stream(partial(read, streams, c.data.row_length), rows, batch)
 
 
-def join_positions(hosts: Iterable[tuple[range, Sequence[int]]]) -> list[int]:
+def join_positions(hosts: Iterable[tuple[Sequence[int], Sequence[int]]]) -> list[int]:
     """The position of the whole batch from each host's rows and its position."""
     place = {row: at for rows, position in hosts for row, at in zip(rows, position, strict=True)}
     if sorted(place) != list(range(len(place))):
@@ -111,16 +111,25 @@ def fixed_batch(examples: Examples, c: config.Experiment) -> Batch:
     return stack(filled)
 
 
-def image_batches(images: NDArray[np.uint8], batch: int, seed: int) -> Stream:
-    """Batches {'images': uint8 [B Y X 3]} of shuffled epochs; the position is a count of images."""
-    return _array_batches({"images": images}, batch, seed)
+def image_batches(
+    images: NDArray[np.uint8], batch: int, seed: int, rows: Sequence[int] | None = None
+) -> Stream:
+    """Batches {'images': uint8 [B Y X 3]} of shuffled epochs; the position is a count of images.
+
+    `rows` of each batch are those that this host makes, by default all.
+    """
+    return _array_batches({"images": images}, batch, seed, rows)
 
 
 def pair_batches(
-    images: NDArray[np.uint8], texts: NDArray[np.int32], batch: int, seed: int
+    images: NDArray[np.uint8],
+    texts: NDArray[np.int32],
+    batch: int,
+    seed: int,
+    rows: Sequence[int] | None = None,
 ) -> Stream:
     """Batches {'images': uint8 [B Y X 3], 'texts': int32 [B T]} of pairs, as `image_batches`."""
-    return _array_batches({"images": images, "texts": texts}, batch, seed)
+    return _array_batches({"images": images, "texts": texts}, batch, seed, rows)
 
 
 def mix(examples: Sequence[Examples], rates: Sequence[float], seed: int, batch: int) -> Any:
@@ -245,7 +254,9 @@ def _end_with_parent(worker: int, workers: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _array_batches(arrays: Mapping[str, NDArray[Any]], batch: int, seed: int) -> Stream:
+def _array_batches(
+    arrays: Mapping[str, NDArray[Any]], batch: int, seed: int, rows: Sequence[int] | None
+) -> Stream:
     counts = {len(array) for array in arrays.values()}
     if counts == {0}:
         raise ValueError("data: there are no training images; check data.source and data.count")
@@ -253,12 +264,13 @@ def _array_batches(arrays: Mapping[str, NDArray[Any]], batch: int, seed: int) ->
         raise ValueError(f"pairs of {sorted(counts)} items: give as many texts as images")
 
     count = counts.pop()
+    mine = np.arange(batch) if rows is None else np.array(rows)
 
     def read(position: list[int]) -> Generator[tuple[Batch, list[int]]]:
         for start in itertools.count(position[0], batch):
-            places = zip(*divmod(start + np.arange(batch), count))
-            rows = [_permutation(seed, int(epoch), count)[i] for epoch, i in places]
-            yield {name: array[rows] for name, array in arrays.items()}, [start + batch]
+            places = zip(*divmod(start + mine, count))
+            chosen = [_permutation(seed, int(epoch), count)[i] for epoch, i in places]
+            yield {name: array[chosen] for name, array in arrays.items()}, [start + batch]
 
     return Stream(read)
 

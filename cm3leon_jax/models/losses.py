@@ -100,13 +100,15 @@ def _sum_chunks(
         own = jnp.take_along_axis(logits, place[..., None] * inside[..., None], axis=-1)[..., 0]
         chosen = jax.lax.psum(own * inside, vocab)
         loss = weights * (log_z - chosen)
-        image = (targets >= image_start).astype(jnp.float32)
+        is_image = targets >= image_start
+        image = is_image.astype(jnp.float32)
         return TokenLoss(
             total=loss.sum(),
             weight=weights.sum(),
-            text_total=(loss * (1 - image)).sum(),
+            # Chosen, not multiplied: a NaN of one modality stays out of the other's sum.
+            text_total=jnp.where(is_image, 0.0, loss).sum(),
             text_weight=(weights * (1 - image)).sum(),
-            image_total=(loss * image).sum(),
+            image_total=jnp.where(is_image, loss, 0.0).sum(),
             image_weight=(weights * image).sum(),
             z_total=(weights * log_z**2).sum(),
         )

@@ -17,11 +17,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cm3leon_jax import config
+from cm3leon_jax import config, processes
 from cm3leon_jax.checkpoint import write_json
 from cm3leon_jax.mapped import Mapped, finish_mapped, part_path, write_mapped_part
 from cm3leon_jax.retrieval.index import Rows
@@ -44,17 +43,17 @@ def join(
     """
     made_with = _describe(queries, memory, rules, same)
     bounds = queries.bounds
-    me, processes = jax.process_index(), jax.process_count()
+    me, hosts = jax.process_index(), jax.process_count()
     if me == 0:
         _clear_unless(folder, name, made_with)
-    _wait_for_all("join begins")
+    processes.wait_for_all("join begins")
     of = len(bounds)
     missing = [n for n in range(of) if not part_path(folder, name, n, of).exists()]
     sizes = [ceil((bounds[n][1] - bounds[n][0]) / BLOCK) for n in missing]
-    turns = max((sum(sizes[process::processes]) for process in range(processes)), default=0)
-    documents = sum(bounds[n][1] - bounds[n][0] for n in missing[me::processes])
+    turns = max((sum(sizes[host::hosts]) for host in range(hosts)), default=0)
+    documents = sum(bounds[n][1] - bounds[n][0] for n in missing[me::hosts])
     with tqdm(total=documents, desc=f"retrieve {name}", unit="documents", disable=me > 0) as bar:
-        for number in missing[me::processes]:
+        for number in missing[me::hosts]:
             blocks = [np.empty((0, rules.by_text + rules.by_image), NEIGHBOUR)]
             for start, stop in _blocks(*bounds[number]):
                 blocks.append(_find(queries, start, stop, memory, rules, same))
@@ -63,10 +62,10 @@ def join(
             write_mapped_part(folder, name, number, of, np.concatenate(blocks))
         for _ in range(turns):  # the others are not done yet and ask together with this one
             _find(queries, 0, 0, memory, rules, same)
-    _wait_for_all("join ends")
+    processes.wait_for_all("join ends")
     if me == 0:
         finish_mapped(folder, name, of, made_with)
-    _wait_for_all("join is finished")
+    processes.wait_for_all("join is finished")
     return Mapped(folder, name)
 
 
@@ -166,8 +165,3 @@ def _clear_unless(folder: Path, name: str, made_with: Mapping[str, Any]) -> None
     for part in folder.glob(f"{name}-?????-of-?????.npy"):
         part.unlink()
     write_json(card, made_with)
-
-
-def _wait_for_all(moment: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(moment)

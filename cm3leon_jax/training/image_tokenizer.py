@@ -20,7 +20,7 @@ from cm3leon_jax.models.vqgan_losses import (
     psnr,
     reconstruction,
 )
-from cm3leon_jax.training.optimizer import make_optimizer
+from cm3leon_jax.training.optimizer import count_skipped, make_optimizer
 
 Metrics = dict[str, jax.Array]
 
@@ -129,7 +129,7 @@ def make_train_step(
             "psnr": psnr(output.images, targets),
             "gradient_norm": optax.global_norm(gradients),
             "images": jnp.float32(len(targets)),
-        }
+        } | count_skipped(optimizer_state)
         step = state.step + 1
         return TokenizerState(step, model, optimizer_state, critic, critic_optimizer), metrics
 

@@ -1,14 +1,13 @@
 """What a run shows: a progress line, TensorBoard, and metrics.jsonl. Fetches one window late.
 
 Metrics stay on the device until the next window is full, so that the host never waits for the
-step it has just dispatched.
+step it has just dispatched; it waits for the one before the last two, so that they never pile up.
 """
 
 import json
 import math
 import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,78 +15,166 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-Metrics = Mapping[str, jax.Array]
+from cm3leon_jax import processes
+from cm3leon_jax.training.survival import Goodput
+
+Metrics = Mapping[str, jax.Array | float]
+
+AHEAD = 2  # steps that may be under way on the devices
+MOST_IN_A_ROW = 20  # skipped updates: more are no outliers
 
 
 class Log:
-    """Collects the metrics of a run; `every` steps are averaged into one line."""
+    """Collects the metrics of a run; `every` steps are averaged into one line.
 
-    def __init__(self, folder: Path, start: int, steps: int, every: int, unit: str):
-        """unit: the metric that counts work ('tokens' or 'images'), shown per second."""
-        from tensorboardX import SummaryWriter
+    Of several processes each checks the numbers, which are the same on all, and the first writes.
+    """
 
-        folder.mkdir(parents=True, exist_ok=True)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
-        self._lines = (folder / "metrics.jsonl").open("a")
-        if start:
-            self._lines.write("\n")  # closes a line that a kill may have cut
+    def __init__(
+        self,
+        folder: Path,
+        start: int,
+        steps: int,
+        every: int,
+        unit: str,
+        goodput: Goodput,
+        window: Sequence[Metrics] = (),
+    ):
+        """unit: the metric that counts work ('tokens' or 'images'), shown per second.
+
+        window: the steps before `start` that no line has yet, as `settle` gave them.
+        """
+        self._writes = processes.is_first()
+        if self._writes:
+            from tensorboardX import SummaryWriter
+
+            folder.mkdir(parents=True, exist_ok=True)
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+            self._lines = (folder / "metrics.jsonl").open("a")
+            if start:
+                self._lines.write("\n")  # closes a line that a kill may have cut
         pause = 0.5 if sys.stderr.isatty() else 15  # seconds between two progress lines
-        self._bar = tqdm(total=steps, initial=start, unit="step", mininterval=pause)
-        self._every, self._unit = every, unit
-        self._since = time.perf_counter()
-        self._window: list[Metrics] = []
-        self._full: tuple[int, list[Metrics]] | None = None
+        self._bar = tqdm(
+            total=steps, initial=start, unit="step", mininterval=pause, disable=not self._writes
+        )
+        self._steps, self._every, self._unit = steps, every, unit
+        self._goodput, self._since = goodput, (goodput.steps, goodput.trained)
+        self._window: list[Metrics] = list(window)
+        self._full: tuple[int, list[Metrics], float] | None = None
+        self._under_way: list[Metrics] = []
 
     def add(self, step: int, metrics: Metrics) -> None:
-        """Takes the metrics of one step; shows the window before once this one is full."""
+        """Takes the metrics of one step; shows the window before once this one is full.
+
+        Returns when the step before the last two has finished.
+        """
         self._window.append(metrics)
+        self._under_way.append(metrics)
+        if len(self._under_way) > AHEAD:
+            jax.block_until_ready(self._under_way.pop(0))
+        self._goodput.step()
         self._bar.update(1)
-        if step % self._every == 0 or step == self._bar.total:
+        if step % self._every == 0 or step == self._steps:
             self.flush()
-            self._full, self._window = (step, self._window), []
+            steps, seconds = (self._goodput.steps, self._goodput.trained)
+            rate = (steps - self._since[0]) / max(seconds - self._since[1], 1e-9)
+            self._full, self._window = (step, self._window, rate), []
+            self._since = steps, seconds
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """Adds a picture, uint8 [Y, X, 3], to TensorBoard."""
-        self._board.add_image(name, image, step, dataformats="HWC")
+        if self._writes:
+            self._board.add_image(name, image, step, dataformats="HWC")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Adds numbers that the loop computed beside the step, such as held-out losses."""
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
-        self._lines.flush()
+        if self._writes:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+            self._lines.write(json.dumps({"step": step, **values}) + "\n")
+            self._lines.flush()
 
     def close(self) -> None:
         self.flush()
         self._bar.close()
-        self._board.close()
-        self._lines.close()
+        if self._writes:
+            self._board.close()
+            self._lines.close()
+
+    def settle(self, step: int) -> list[Metrics]:
+        """Waits for `step`, shows and checks all up to it; what fills no window yet is returned.
+
+        So a checkpoint has its log, and none is made of a state that is not finite.
+        """
+        self.flush()
+        self._window = jax.device_get(self._window)
+        check_finite(self._window, step)
+        self._under_way = []
+        return [{name: float(value) for name, value in m.items()} for m in self._window]
 
     def flush(self) -> None:
-        """Shows the full window that is still held back, so that a checkpoint has its log."""
+        """Shows the full window that is still held back."""
         if self._full is None:
             return
-        step, window = self._full
+        step, window, rate = self._full
         self._full = None
         fetched = jax.device_get(window)
-        means = {name: float(np.mean([m[name] for m in fetched])) for name in fetched[0]}
-        check_finite(means, step - len(window) + 1, step)
-        now = time.perf_counter()
-        work = means[self._unit] * len(window) / (now - self._since)
-        self._since = now
-        shown = {name: f"{means[name]:.3f}" for name in means if name.endswith("loss")}
-        self._bar.set_postfix(shown | {f"{self._unit}/s": f"{work:,.0f}"}, refresh=False)
+        check_finite(fetched, step)
+        means = mean_metrics(fetched)
+        shown = {name: f"{mean:.3f}" for name, mean in means.items() if name.endswith("loss")}
+        shown |= {f"{self._unit}/s": f"{rate * means.get(self._unit, 0):,.0f}"}
+        if "skipped" in means:
+            shown["skipped"] = f"{means['skipped']:.0f}"
+        means |= {"goodput": self._goodput.share, "program_seconds": self._goodput.lived}
+        shown["goodput"] = f"{means['goodput']:.0%}"
+        self._bar.set_postfix(shown, refresh=False)
         self.scalars(step, means)
 
 
-def check_finite(means: Mapping[str, float], first: int, last: int) -> None:
-    """Raises FloatingPointError that names the steps and every metric that is NaN or infinite."""
-    broken = [name for name, value in means.items() if not math.isfinite(value)]
-    if broken:
-        raise FloatingPointError(
-            f"steps {first} to {last}: {', '.join(broken)} not finite; lower"
-            " optimizer.learning_rate or set objective.z_loss, and start again from the checkpoint"
-        )
+def mean_metrics(window: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean of each metric over the steps where it is finite, if any; of counts the last."""
+    means = {}
+    for name in window[0]:
+        values = np.array([metrics[name] for metrics in window], np.float64)
+        values = values[-1:] if name.startswith("skipped") else values[np.isfinite(values)]
+        if values.size:
+            means[name] = float(values.mean())
+    return means
+
+
+def check_finite(window: Sequence[Mapping[str, Any]], last: int) -> None:
+    """Raises FloatingPointError that names the first step and every metric that is not finite.
+
+    last: the number of the window's last step. With `optimizer.skip_above` such a step changes
+    nothing, and only many in a row are an error.
+    """
+    first = last - len(window) + 1
+    for step, metrics in enumerate(window, first):
+        in_a_row = int(metrics.get("skipped_in_a_row", 0))
+        if in_a_row > MOST_IN_A_ROW:
+            raise FloatingPointError(
+                f"steps {step - in_a_row + 1} to {step}: {in_a_row} updates in a row skipped; raise"
+                " optimizer.skip_above or lower optimizer.learning_rate, and start again from the"
+                " checkpoint"
+            )
+        broken = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if broken and not in_a_row:
+            kinds = [kind for kind in ("text", "image") if f"{kind}_loss" in broken]
+            where = f" (in the loss of {' and '.join(kinds)} tokens)" if kinds else ""
+            raise FloatingPointError(
+                f"step {step} of {first} to {last}: {', '.join(broken)} not finite{where}; lower"
+                " optimizer.learning_rate or set objective.z_loss, and start again from the"
+                " checkpoint"
+            )
+
+
+def seconds_so_far(folder: Path) -> float:
+    """Seconds that programs of this run have lived, as far as its log knows."""
+    if not (folder / "metrics.jsonl").exists():
+        return 0.0
+    return max(
+        (seconds for _, seconds in read_metrics(folder).get("program_seconds", [])), default=0.0
+    )
 
 
 def read_metrics(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -1,9 +1,10 @@
 """AdamW with warmup and decay; every array of a model must match a rule of the table."""
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from cm3leon_jax import config
@@ -14,6 +15,19 @@ WEIGHT_DECAY = (
     (r"(norm|scale|bias|positions|codes|class_token)", 0.0),
     (r"(embedding|projection|head|query|key|value|out|gate|up|down|kernel)$", 1.0),
 )
+
+MEMORY = 0.99  # of the mean gradient norm that `skip_above` compares with
+WARMUP = 20  # updates from which that mean is taken before any is skipped
+
+
+class SkipState(NamedTuple):
+    """Of `skip_outliers`; everything but `inner` is a number."""
+
+    inner: optax.OptState
+    mean: jax.Array  # float32, exponential mean of accepted norms, to be divided by its weight
+    accepted: jax.Array  # int32, updates
+    skipped: jax.Array  # int32
+    skipped_in_a_row: jax.Array  # int32, up to the last update
 
 
 def make_schedule(c: config.Optimizer, steps: int) -> optax.Schedule:
@@ -40,13 +54,59 @@ def make_optimizer(c: config.Optimizer, steps: int) -> optax.GradientTransformat
     def trained(params: Any) -> Any:
         return _by_name(params, lambda rule: "freeze" if rule is None else "train")
 
-    train = optax.chain(
+    parts = [
         optax.clip_by_global_norm(c.clip) if c.clip else optax.identity(),
         optax.scale_by_adam(b1=c.beta1, b2=c.beta2, eps=c.epsilon, mu_dtype=c.moment_dtype),
         optax.add_decayed_weights(c.weight_decay, mask=decays),
-        optax.scale_by_learning_rate(make_schedule(c, steps)),
-    )
+    ]
+    if c.skip_above:  # the schedule stays outside: it counts steps, skipped or not
+        parts = [skip_outliers(optax.chain(*parts), c.skip_above)]
+    train = optax.chain(*parts, optax.scale_by_learning_rate(make_schedule(c, steps)))
     return optax.multi_transform({"train": train, "freeze": optax.set_to_zero()}, trained)
+
+
+def skip_outliers(
+    inner: optax.GradientTransformation, above: float
+) -> optax.GradientTransformation:
+    """Leaves out updates whose gradient norm is not finite, or above `above` times the usual one.
+
+    Such an update is zero and does not change the state of `inner`. The usual norm is the mean of
+    those that were accepted, the last hundred or so; the first WARMUP are accepted if finite.
+    """
+
+    def init(params: Any) -> SkipState:
+        zero = jnp.zeros((), jnp.int32)
+        return SkipState(inner.init(params), jnp.zeros(()), zero, zero, zero)
+
+    def update(gradients: Any, state: SkipState, params: Any = None) -> tuple[Any, SkipState]:
+        norm = optax.global_norm(gradients)
+        usual = state.mean / (1 - MEMORY ** state.accepted.astype(jnp.float32))
+        early = state.accepted < WARMUP
+        takes = jnp.isfinite(norm) & (early | (norm <= above * usual))
+
+        def choose(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda a, b: jnp.where(takes, a, b), new, old)
+
+        updates, after = inner.update(gradients, state.inner, params)
+        updates = choose(updates, jax.tree.map(jnp.zeros_like, updates))
+        mean = choose(MEMORY * state.mean + (1 - MEMORY) * norm, state.mean)
+        skips = 1 - takes.astype(jnp.int32)
+        return updates, SkipState(
+            inner=choose(after, state.inner),
+            mean=mean,
+            accepted=state.accepted + 1 - skips,
+            skipped=state.skipped + skips,
+            skipped_in_a_row=(state.skipped_in_a_row + 1) * skips,
+        )
+
+    return optax.GradientTransformation(init, update)
+
+
+def count_skipped(moments: Any) -> dict[str, jax.Array]:
+    """Metrics of the updates that `optimizer.skip_above` has left out; none where it is off."""
+    names = ("skipped", "skipped_in_a_row")
+    found = {name: optax.tree_utils.tree_get(moments, name) for name in names}
+    return {name: count for name, count in found.items() if count is not None}
 
 
 def _by_name(params: Any, choose: Any) -> Any:

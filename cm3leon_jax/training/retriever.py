@@ -12,7 +12,7 @@ from flax import nnx
 from cm3leon_jax.config import Retriever
 from cm3leon_jax.models.clip import CLIP
 from cm3leon_jax.models.losses import contrastive
-from cm3leon_jax.training.optimizer import make_optimizer
+from cm3leon_jax.training.optimizer import count_skipped, make_optimizer
 
 Metrics = dict[str, jax.Array]
 
@@ -59,7 +59,7 @@ def make_train_step(
             "scale": state.model.scale,
             "gradient_norm": optax.global_norm(gradients),
             "pairs": jnp.float32(len(batch["images"])),
-        }
+        } | count_skipped(moments)
         return RetrieverState(state.step + 1, model, moments), metrics
 
     return train_step

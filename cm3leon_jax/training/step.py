@@ -16,6 +16,7 @@ from cm3leon_jax.chips import chip_of
 from cm3leon_jax.models.losses import TokenLoss, cross_entropy
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.sharding import batch_sharding, shardings
+from cm3leon_jax.training.optimizer import count_skipped
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -91,6 +92,7 @@ def train_step(
         "gradient_norm": optax.global_norm(grads),
         "learning_rate": jnp.asarray(schedule(state.step)),
     }
+    metrics |= count_skipped(moments)
     model = optax.apply_updates(state.model, updates)
     return TrainState(state.step + 1, model, moments), metrics
 
