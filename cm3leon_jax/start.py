@@ -1,4 +1,4 @@
-"""Where a new run starts from: the parameters of a bundle or of another run (`train.start_from`)."""
+"""Where a new run starts from, `train.start_from`: the parameters of a bundle or of another run."""
 
 import hashlib
 from pathlib import Path

@@ -16,7 +16,7 @@ NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
 # Top to bottom. A room imports itself and the rows below, never its neighbours in a row.
 ROWS = (
     ("cli",),
-    ("quickstart",),
+    ("quickstart", "arguments"),
     ("stages",),
     ("bundle", "start"),
     ("evaluation", "interop", "plan"),
