@@ -48,9 +48,22 @@ CHIPS = {
 }
 
 
+# Dense bf16 FLOP/s of NVIDIA's SXM boards, by the start of the device's name.
+GPUS = {"NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12}
+
+
 def chip_of(device_kind: str) -> Chip | None:
     """The generation of a device; None for what is no TPU of CHIPS."""
     return next((chip for chip in CHIPS.values() if chip.kind == device_kind), None)
+
+
+def peak_flops(mesh: jax.sharding.Mesh) -> float | None:
+    """bf16 FLOP/s of all devices of a mesh; None where no figure is known."""
+    kind = mesh.devices.flat[0].device_kind
+    chip = chip_of(kind)
+    gpu = next((flops for name, flops in GPUS.items() if kind.startswith(name)), None)
+    flops = chip.flops if chip else gpu
+    return flops and mesh.size * flops
 
 
 def devices_of(topology: str) -> list[jax.Device]:

@@ -115,10 +115,11 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _join(options: argparse.Namespace) -> None:
-    """Joins the other processes, where the command line says that there are some."""
+    """Joins the other processes, where there are some; what they compile is kept with the run."""
     places = (options.coordinator, options.processes, options.process)
     if options.distributed or places != (None, None, None):
         processes.join(*places)
+    processes.keep_compiled(options.workdir / "compiled")
 
 
 def _sample(options: argparse.Namespace) -> None:

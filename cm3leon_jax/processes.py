@@ -6,6 +6,7 @@ first one does.
 """
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -51,6 +52,15 @@ def join(
             f" {jax.local_device_count()} of them here",
             file=sys.stderr,
         )
+
+
+def keep_compiled(folder: Path) -> None:
+    """Lets a program that starts again read what it has compiled before, unless JAX has a place.
+
+    Not on CPU: there compiling takes seconds, and what it gives is of one machine.
+    """
+    if jax.default_backend() != "cpu" and jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def count() -> int:

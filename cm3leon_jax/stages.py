@@ -246,7 +246,8 @@ def train_transformer(experiment: config.Experiment, workdir: Path) -> Path:
     batches = token_batches(sources, text, c, host_rows(mesh, c.train.batch))
     step = partial(train_step, c, optimizer, schedule)
     folder, given = workdir / "transformer", begin if c.train.start_from else None
-    state = fit(step, init, batches, c.train, mesh, folder, "tokens", show, given)
+    flops = c.model.train_flops(c.data.row_length)
+    state = fit(step, init, batches, c.train, mesh, folder, "tokens", show, given, flops)
     write_bundle(c, workdir, state.model)
     return bundle
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from cm3leon_jax import config, processes
 from cm3leon_jax.checkpoint import Checkpoints
+from cm3leon_jax.chips import peak_flops
 from cm3leon_jax.sharding import check_batch, shardings
 from cm3leon_jax.training.batches import Batches, host_rows, place, whole_position
 from cm3leon_jax.training.metrics import Log, seconds_so_far
@@ -36,13 +37,15 @@ def fit(
     unit: str = "tokens",
     show: Show | None = None,
     begin: Callable[[], Any] | None = None,
+    flops: float = 0.0,
 ) -> Any:
     """Trains up to `train.steps` updates, resuming from the newest readable checkpoint in `folder`.
 
     init: a fresh state from a key; begin: reads the state that a new run starts with, in place of
     `init`; both run only where there is no checkpoint. batches: this host's rows of the global
-    batch. unit: the metric that counts work, for the progress line. show: called every
-    `train.sample_every` steps, on every host; the first one's result is logged. Returns the final
+    batch. unit: the metric that counts work, for the progress line; flops: those of one unit, for
+    its MFU. show: called every `train.sample_every` steps, on every host; the first one's result is
+    logged. Returns the final
     state, which is also the last checkpoint. Raises `Preempted` behind a save after SIGTERM, and
     FloatingPointError before one of a state that is not finite.
     """
@@ -63,7 +66,9 @@ def fit(
         window = restored.progress["window"]
     del restored
 
-    log = Log(folder, start, train.steps, train.log_every, unit, goodput, window)
+    peak = peak_flops(mesh) if flops else None
+    units = peak / flops if peak else None  # per second, at the devices' peak
+    log = Log(folder, start, train.steps, train.log_every, unit, goodput, window, units)
     with (
         closing(checkpoints),
         closing(log),

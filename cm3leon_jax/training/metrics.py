@@ -39,9 +39,11 @@ class Log:
         unit: str,
         goodput: Goodput,
         window: Sequence[Metrics] = (),
+        peak: float | None = None,
     ):
         """unit: the metric that counts work ('tokens' or 'images'), shown per second.
 
+        peak: units per second that the devices' peak would do; then their share is shown as mfu.
         window: the steps before `start` that no line has yet, as `settle` gave them.
         """
         self._writes = processes.is_first()
@@ -58,6 +60,7 @@ class Log:
             total=steps, initial=start, unit="step", mininterval=pause, disable=not self._writes
         )
         self._steps, self._every, self._unit = steps, every, unit
+        self._peak = peak
         self._goodput, self._since = goodput, (goodput.steps, goodput.trained)
         self._window: list[Metrics] = list(window)
         self._full: tuple[int, list[Metrics], float] | None = None
@@ -122,7 +125,11 @@ class Log:
         check_finite(fetched, step)
         means = mean_metrics(fetched)
         shown = {name: f"{mean:.3f}" for name, mean in means.items() if name.endswith("loss")}
-        shown |= {f"{self._unit}/s": f"{rate * means.get(self._unit, 0):,.0f}"}
+        work = rate * means.get(self._unit, 0)
+        shown[f"{self._unit}/s"] = f"{work:,.0f}"
+        if self._peak:
+            means["mfu"] = work / self._peak
+            shown["mfu"] = f"{means['mfu']:.1%}"
         if "skipped" in means:
             shown["skipped"] = f"{means['skipped']:.0f}"
         means |= {"goodput": self._goodput.share, "program_seconds": self._goodput.lived}
