@@ -5,6 +5,7 @@ all of them run the same steps together; what only one may do (write logs, renam
 first one does.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def keep_compiled(folder: Path) -> None:
 
     Not on CPU: there compiling takes seconds, and what it gives is of one machine.
     """
-    if jax.default_backend() != "cpu" and jax.config.jax_compilation_cache_dir is None:
+    if jax.default_backend() != "cpu" and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
