@@ -113,6 +113,7 @@ def start(folder: Path, hosts: int, **options: Any) -> list[subprocess.Popen[str
         subprocess.Popen(
             [sys.executable, str(ROOT / "tests/resume_run.py"), json.dumps(form | one)],
             env=environment,
+            stdout=subprocess.DEVNULL,  # gloo's
             stderr=subprocess.PIPE,
             text=True,
         )
