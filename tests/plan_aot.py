@@ -1,6 +1,6 @@
-"""Compiles a shallow 7B for TPU chips that are not there; prints what the test looks at as JSON.
+"""Compiles two layers, half as wide as the 7B's, for TPU chips that are not there.
 
-`plan_aot.py v5e:16x16`: one row a chip, on that slice.
+`plan_aot.py v5e:4x4`: one row a chip, on that slice. Prints what the test looks at as JSON.
 """
 
 import json
@@ -12,8 +12,9 @@ from cm3leon_jax.plan import plan_training
 
 
 def main(topology: str) -> None:
-    shallow = {"model.layers": 2, "train.batch": len(devices_of(topology))}
-    plan = plan_training(config.replace(presets.preset("7b"), shallow), topology)
+    sizes = {"model.layers": 2, "model.width": 2048, "model.heads": 16, "model.mlp": 8192}
+    c = config.replace(presets.preset("7b"), sizes | {"train.batch": len(devices_of(topology))})
+    plan = plan_training(c, topology)
     found = {
         "state": plan.kinds["parameters"] + plan.kinds["optimizer state"],
         "aliased": plan.aliased,

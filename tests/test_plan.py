@@ -81,13 +81,13 @@ def test_the_census_counts_each_channel_once():
 
 def test_the_golden_programs_gather_weights_and_do_not_reduce_them():
     """Without `wrap` a torus is none to the compiler, and every gather an all-reduce."""
-    matrices = 4 * 4096**2 + 2 * 4096 * 16384  # of a layer
+    matrices = 4 * 2048**2 + 2 * 2048 * 8192  # of a layer
     for census in GOLDEN.values():
-        assert census["all-gather"][1] >= 2 * matrices
+        assert census["all-gather"][1] >= 2 * matrices  # in bfloat16
 
 
 @pytest.mark.parametrize("topology", sorted(GOLDEN))
-def test_a_shallow_7b_compiles_for_every_generation(topology):
+def test_a_shallow_model_compiles_for_every_generation(topology):
     """Where libtpu is newer, a census may differ: look at it, then put it into the golden file."""
     run = [sys.executable, str(HERE / "plan_aot.py"), topology]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "0"}
@@ -109,8 +109,8 @@ def test_slices_are_joined_by_data():
     slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
     assert all(len(set(slices[row].flat)) == 1 for row in range(4))
     assert set(slices.flat) == {0, 1}
-    with pytest.raises(ValueError, match=r"mesh\.data=3: 2 slices .* multiple of 2"):
-        make_mesh(config.Mesh(data=3, fsdp=1), devices)
+    with pytest.raises(ValueError, match=r"mesh\.data=1: 2 slices .* multiple of 2"):
+        make_mesh(config.Mesh(data=1, fsdp=-1), devices)
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,10 @@ def test_schedule_warms_up_and_decays_to_its_end():
 
 def test_indivisible_sizes_name_what_would_fit(small):
     for sizes in (config.Mesh(data=3, fsdp=-1), config.Mesh(data=16, fsdp=1)):
-        with pytest.raises(ValueError, match=r"number of devices, 8"):
+        with pytest.raises(
+            ValueError,
+            match=r"there are 8 devices; use numbers whose product is one of \[1, 2, 4, 8\]",
+        ):
             make_mesh(sizes)
     assert make_mesh(config.Mesh(data=3, fsdp=1)).size == 3  # the first three
     mesh = make_mesh(config.Mesh(data=1, fsdp=1, tensor=8))

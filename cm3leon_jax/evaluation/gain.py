@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cm3leon_jax import config
-from cm3leon_jax.models.losses import cross_entropy
+from cm3leon_jax.models.losses import row_losses
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.tokens.document import Document
 from cm3leon_jax.tokens.packing import Example, fill_row, stack
 from cm3leon_jax.tokens.vocabulary import Vocabulary
 
-ROWS = 32  # documents in one call
+ROWS = 32  # documents in one call, or as many more as divide over this host's devices
 
 
 class Gain(NamedTuple):
@@ -59,9 +59,10 @@ def main_losses(
         weights = (np.arange(len(ids)) >= document.main_start).astype(np.float32)
         rows.append(fill_row([Example(ids, weights)], length))
     losses = []
-    for first in range(0, len(rows), ROWS):
-        chunk = rows[first : first + ROWS]
-        batch = stack(chunk + [fill_row([], length)] * (ROWS - len(chunk)))
+    many = -(-ROWS // jax.local_device_count()) * jax.local_device_count()
+    for first in range(0, len(rows), many):
+        chunk = rows[first : first + many]
+        batch = stack(chunk + [fill_row([], length)] * (many - len(chunk)))
         losses.append(np.asarray(_row_losses(model, batch, c.model.loss_chunk))[: len(chunk)])
     return np.concatenate(losses)
 
@@ -69,11 +70,6 @@ def main_losses(
 @partial(jax.jit, static_argnames="chunk")
 def _row_losses(model: Transformer, batch: dict[str, jax.Array], chunk: int) -> jax.Array:
     """Mean loss of each row [B]."""
-    table = model.head_table()
-
-    def of_row(hidden: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
-        one = (hidden[None], table, targets[None], weights[None])
-        return cross_entropy(*one, model.image_start, chunk).means()["loss"]
-
     hidden = model(batch["tokens"], batch["segments"], batch["positions"])
-    return jax.vmap(of_row)(hidden, batch["targets"], batch["weights"])
+    arrays = (hidden, model.head_table(), batch["targets"], batch["weights"])
+    return row_losses(*arrays, model.image_start, chunk).means()["loss"]

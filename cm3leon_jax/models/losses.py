@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from cm3leon_jax.sharding import COMPUTE, constrain, spec
 
 
 class TokenLoss(NamedTuple):
-    """Weighted sums over tokens; divide by the matching weight for means. All float32 scalars."""
+    """Weighted sums over tokens, float32, [] or [B] of each row; divide by the matching weight."""
 
     total: jax.Array  # cross-entropy
     weight: jax.Array
@@ -43,12 +42,25 @@ def cross_entropy(
     image_start: int,
     chunk: int,
 ) -> TokenLoss:
-    """Weighted next-token cross-entropy.
+    """Weighted next-token cross-entropy of a whole batch; arguments as of `row_losses`."""
+    sums = row_losses(hidden, table, targets, weights, image_start, chunk)
+    return jax.tree.map(jnp.sum, sums)
+
+
+def row_losses(
+    hidden: jax.Array,
+    table: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    image_start: int,
+    chunk: int,
+) -> TokenLoss:
+    """Weighted next-token cross-entropy of each row: sums [B].
 
     hidden [B T D], table [V D], targets and weights [B T]; targets from `image_start` on are image
     codes. Logits and sums are float32. T is padded up to a multiple of `chunk` with weight 0.
     On a mesh every device sums over its own rows, so that the table is gathered and its gradient
-    reduced once and not for each chunk; logits stay split over `tensor`.
+    reduced once and not for each chunk; logits stay split over `tensor`. B must divide there.
     """
     weights = weights.astype(jnp.float32)
     if jax.sharding.get_abstract_mesh().empty:
@@ -61,10 +73,9 @@ def cross_entropy(
         # Made each device's own before the scan, so that its gradient is summed up after it.
         table = jax.lax.pcast(table, COMPUTE["batch"], to="varying")
         arrays = (hidden, table, targets, weights)
-        sums = _sum_chunks(*arrays, image_start, chunk, COMPUTE["vocab"])
-        return jax.lax.psum(sums, COMPUTE["batch"])
+        return _sum_chunks(*arrays, image_start, chunk, COMPUTE["vocab"])
 
-    return jax.shard_map(of_device, in_specs=(rows, vocab, rows, rows), out_specs=PartitionSpec())(
+    return jax.shard_map(of_device, in_specs=(rows, vocab, rows, rows), out_specs=rows)(
         hidden, table, targets, weights
     )
 
@@ -78,7 +89,7 @@ def _sum_chunks(
     chunk: int,
     vocab: Any,
 ) -> TokenLoss:
-    """The sums of one device's rows; `vocab` is the mesh axis that its part of the table is of."""
+    """Sums [B] of one device's rows; `vocab` is the mesh axis that its part of the table is of."""
     batch, length = targets.shape
     chunk = min(chunk, length)
     padding = -length % chunk
@@ -101,17 +112,17 @@ def _sum_chunks(
         chosen = jax.lax.psum(own * inside, vocab)
         loss = weights * (log_z - chosen)
         is_image = targets >= image_start
-        image = is_image.astype(jnp.float32)
-        return TokenLoss(
-            total=loss.sum(),
-            weight=weights.sum(),
-            # Chosen, not multiplied: a NaN of one modality stays out of the other's sum.
-            text_total=jnp.where(is_image, 0.0, loss).sum(),
-            text_weight=(weights * (1 - image)).sum(),
-            image_total=jnp.where(is_image, loss, 0.0).sum(),
-            image_weight=(weights * image).sum(),
-            z_total=(weights * log_z**2).sum(),
+        # Chosen, not multiplied: a NaN of one modality stays out of the other's sum.
+        parts = TokenLoss(
+            total=loss,
+            weight=weights,
+            text_total=jnp.where(is_image, 0.0, loss),
+            text_weight=jnp.where(is_image, 0.0, weights),
+            image_total=jnp.where(is_image, loss, 0.0),
+            image_weight=jnp.where(is_image, weights, 0.0),
+            z_total=weights * log_z**2,
         )
+        return jax.tree.map(lambda x: x.sum(axis=1), parts)
 
     if chunk < length:  # one chunk's logits may stay; several are computed again
         of_chunk = jax.checkpoint(of_chunk)
