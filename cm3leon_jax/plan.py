@@ -66,7 +66,7 @@ class Plan:
         lines.append(f"| together, of {self.chip.memory / GIB:.0f} | {self.total / GIB:.2f} |")
         if self.host:
             lines.append(f"| in the host's memory | {self.host / GIB:.2f} |")
-        lines += ["", "| collectives in the program | count | MiB |", "|---|---:|---:|"]
+        lines += ["", "| collectives, those of a loop once | count | MiB |", "|---|---:|---:|"]
         for kind, (count, size) in self.census.items():
             lines.append(f"| {kind} | {count} | {size / 2**20:,.1f} |")
         return "\n".join(lines if self.census else lines[:-3])
@@ -156,35 +156,33 @@ def search(
 def describe_training(c: config.Experiment, topology: str, plan: Plan) -> str:
     """What compiling measured and what arithmetic adds, as Markdown."""
     guess, chip = estimate(c, plan), plan.chip
+    trillions, passes = guess.tokens * c.train.steps / 1e12, c.train.accumulate
     return f"""{_head(c, topology, plan)}
 
-Measured by compiling the training step, {c.train.batch:,} rows of {c.data.row_length:,} tokens in
-{c.train.accumulate} passes, remat {c.model.remat}:
+Measured by compiling the training step: {c.train.batch:,} rows of {c.data.row_length:,} tokens,
+in {_times(passes, "pass", "passes")}, remat {c.model.remat}.
 
 {plan.table()}
 
-Collectives in a loop, such as those of a layer, count once.
-
-Estimated, not measured: {guess.flops / 1e9:.1f} GFLOP a token (6 for each weight, and attention), \
-{chip.utilization:.0%} of
-{chip.flops / 1e12:.0f} TFLOP/s a chip (published runs of 8 to 30 billion parameters):
-{guess.step:.1f} s a step of {guess.tokens:,} tokens, {guess.days:.1f} days for \
-{guess.tokens * c.train.steps / 1e12:.2f}T tokens."""
+Estimated, not measured: {guess.step:.1f} s a step of {guess.tokens:,} tokens,
+{guess.days:.1f} days for {trillions:.2f}T tokens: {guess.flops / 1e9:.1f} GFLOP a token
+(6 for each weight, and attention) at {chip.utilization:.0%} of {chip.flops / 1e12:.0f} TFLOP/s
+a chip, as published runs of 8 to 30 billion parameters reach."""
 
 
 def describe_decode(c: config.Experiment, topology: str, plan: Plan, images: int) -> str:
     """The same for drawing `images` pictures with guidance."""
     count, resting = c.model.image_tokens, plan.kinds["parameters"] + plan.temporary
-    floor = resting / plan.chip.bandwidth
+    seconds, drawn = resting / plan.chip.bandwidth, _times(images, "image", "images")
     return f"""{_head(c, topology, plan)}
 
-Measured by compiling the drawing of {images} images of {count:,} codes with guidance:
+Measured by compiling the drawing of {drawn} of {count:,} codes with guidance.
 
 {plan.table()}
 
-Estimated, not measured: reading all of that once a token at {plan.chip.bandwidth / 1e12:.2f} TB/s \
-takes {1000 * floor:.1f} ms,
-so {images / (floor * count):.2f} images/s are the most that this program could draw."""
+Estimated, not measured: reading parameters and temporaries, the cache among them, once a token
+at {plan.chip.bandwidth / 1e12:.2f} TB/s takes {1000 * seconds:.1f} ms: at most
+{images / (seconds * count):.2f} images/s."""
 
 
 def describe_search(c: config.Experiment, topology: str) -> Iterator[str]:
@@ -209,9 +207,13 @@ def describe_search(c: config.Experiment, topology: str) -> Iterator[str]:
 def _head(c: config.Experiment, topology: str, plan: Plan) -> str:
     mesh = " x ".join(map(str, plan.mesh))
     return (
-        f"{c.model.parameters:,} parameters on {topology}: {plan.chips} chips, mesh (data, fsdp,"
-        f" tensor) {mesh}."
+        f"{c.model.parameters:,} parameters on {topology}: {_times(plan.chips, 'chip', 'chips')},"
+        f" mesh (data, fsdp, tensor) {mesh}."
     )
+
+
+def _times(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
 
 
 def estimate(c: config.Experiment, plan: Plan) -> Estimate:

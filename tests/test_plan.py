@@ -160,7 +160,7 @@ def test_the_command_prints_what_is_measured_and_what_is_estimated(capsys):
     recipe = ["--config", "tiny", "--config.train.batch=2", "--config.model.layers=1"]
     assert main(["plan", *recipe, "--topology", "v5e:1x1", "--rows", "1"]) == 0
     told = capsys.readouterr().out
-    assert "Measured by compiling the training step, 2 rows of 192 tokens in\n2 passes" in told
+    assert "the training step: 2 rows of 192 tokens,\nin 2 passes, remat none." in told
     assert "Estimated, not measured" in told
     assert main(["plan", *recipe, "--topology", "v5e:1x1", "--search"]) == 0
     told = capsys.readouterr().out.splitlines()
