@@ -100,11 +100,15 @@ def plan_training(c: config.Experiment, topology: str) -> Plan:
         "optimizer state": _bytes(state.moments),
         "batch": _bytes(batch),
     }
-    per_pass = c.train.batch // c.train.accumulate // _ways(mesh)
-    advice = (
-        f"with {per_pass} rows a chip and remat {c.model.remat}: use fewer rows (more of"
-        " train.accumulate), model.remat=full, optimizer.moment_dtype=bfloat16, or more chips"
-    )
+    rows = c.train.batch // c.train.accumulate // _ways(mesh)
+    changes = {
+        "fewer rows (more of train.accumulate)": rows > 1,
+        "model.remat=full": c.model.remat != "full",
+        "optimizer.moment_dtype=bfloat16": c.optimizer.moment_dtype != "bfloat16",
+        "more chips": True,
+    }
+    use = " or ".join(change for change, helps in changes.items() if helps)
+    advice = f"with {_times(rows, 'row', 'rows')} a chip and remat {c.model.remat}: use {use}"
     with jax.set_mesh(mesh):
         lowered = compile_step(step, state, mesh).lower(state, batch)
     return _compile(lowered, mesh, resting, advice)
