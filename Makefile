@@ -27,7 +27,7 @@ format: $(VENV)/dev  ## repairs what lint finds, where that is safe
 types: $(VENV)/dev  ## mypy over the package
 	$(BIN)/mypy
 
-bench: $(VENV)/core  ## measures speed and memory on this machine
+bench: $(VENV)/dev  ## measures speed and memory: ARGS="loader train_step" chooses some
 	$(BIN)/python -m benchmarks $(ARGS)
 
 help:  ## this list
