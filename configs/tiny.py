@@ -3,7 +3,7 @@ questions.
 
 Expect: of held-out captions and pictures nineteen in twenty and more drawn and told exactly
 (docs/quickstart.md).
-Cost: under nine minutes on two CPU cores, 1.2 GiB of memory.
+Cost: sixteen minutes on two CPU cores, 1.7 GiB of memory.
 Run:  cm3leon quickstart --config tiny --workdir runs/tiny
 """
 
