@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -166,7 +166,10 @@ def load_part(folder: PathLike, name: str, network: Any, mesh_shardings: Any) ->
     """Reads one part of a state, such as "model", out of the newest checkpoint in `folder`."""
     ocp = _orbax()
     place = local(folder).absolute()
-    latest = ocp.training.Checkpointer(place).latest if place.exists() else None
+    latest = None
+    if place.exists():
+        with closing(ocp.training.Checkpointer(place)) as checkpointer:
+            latest = checkpointer.latest
     if latest is None:
         raise ValueError(
             f"{folder}: holds no checkpoint; give a run that has saved one, or a bundle"

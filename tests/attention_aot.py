@@ -9,22 +9,18 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
+from cm3leon_jax import config
+from cm3leon_jax.chips import devices_of
 from cm3leon_jax.models.attention import attend
+from cm3leon_jax.sharding import make_mesh
 
 LENGTH, HEADS = 4096, 2
-# Without these a v4 or v5p chip is two devices, or its slice no grid of hosts.
-MEGACORE = {"chips_per_host_bounds": (2, 2, 1), "chip_config_name": "megacore"}
 
 
 def main(topology: str) -> dict[int, int]:
-    options = MEGACORE if topology.startswith(("v4", "v5p")) else {}
-    described = topologies.get_topology_desc(topology_name=topology, platform="tpu", **options)
-    devices = np.array(described.devices).reshape(1, 2, -1)
-    mesh = Mesh(devices, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    mesh = make_mesh(config.Mesh(data=1, fsdp=2, tensor=-1), devices_of(topology))
     by_row = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
     def loss(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array) -> jax.Array:
@@ -32,7 +28,7 @@ def main(topology: str) -> dict[int, int]:
 
     calls = {}
     for head in (64, 96, 128):
-        form = (2, LENGTH, HEADS * devices.shape[2], head)
+        form = (2, LENGTH, HEADS * mesh.shape["tensor"], head)
         row = jax.ShapeDtypeStruct(form, jnp.bfloat16, sharding=by_row)
         segments = jax.ShapeDtypeStruct(form[:2], jnp.int32, sharding=by_row)
         with jax.set_mesh(mesh):

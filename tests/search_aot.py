@@ -8,29 +8,18 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
+from cm3leon_jax import config
+from cm3leon_jax.chips import devices_of
 from cm3leon_jax.retrieval.mesh_search import SCORED, search_program, split
+from cm3leon_jax.sharding import make_mesh
 
 DOCUMENTS, WIDTH, CANDIDATES = 340_000_000, 512, 64
-# Without these a v5p slice is not the torus of one device a chip that it is.
-SLICES = {
-    "v5p:4x4x4": {
-        "chips_per_host_bounds": (2, 2, 1),
-        "chip_config_name": "megacore",
-        "wrap": (True, True, True),
-    }
-}
 
 
 def main(topology: str, pod: int) -> None:
-    described = topologies.get_topology_desc(
-        topology_name=topology, platform="tpu", **SLICES.get(topology, {})
-    )
-    devices = np.array(described.devices).reshape(1, -1, 1)
-    mesh = Mesh(devices, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    mesh = make_mesh(config.Mesh(), devices_of(topology))
     by_rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     batch, most = SCORED["accelerator"]
     share, block = split(DOCUMENTS, pod, most)

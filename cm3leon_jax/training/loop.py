@@ -45,9 +45,8 @@ def fit(
     `init`; both run only where there is no checkpoint. batches: this host's rows of the global
     batch. unit: the metric that counts work, for the progress line; flops: those of one unit, for
     its MFU. show: called every `train.sample_every` steps, on every host; the first one's result is
-    logged. Returns the final
-    state, which is also the last checkpoint. Raises `Preempted` behind a save after SIGTERM, and
-    FloatingPointError before one of a state that is not finite.
+    logged. Returns the final state, which is also the last checkpoint. Raises `Preempted` behind a
+    save after SIGTERM, and FloatingPointError before one of a state that is not finite.
     """
     check_batch(train.batch, train.accumulate, mesh)
     rows = host_rows(mesh, train.batch)
