@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from cm3leon_jax import config
 from cm3leon_jax.models.attention import attend, attend_cache
-from cm3leon_jax.models.quantize import Einsum, choose_einsum
+from cm3leon_jax.models.products import Product, choose_product
 from cm3leon_jax.models.remat import rematerialize
 from cm3leon_jax.sharding import constrain
 
@@ -99,7 +99,7 @@ class Layers(nnx.Module):
         self,
         x: jax.Array,
         positions: jax.Array,
-        einsum: Einsum,
+        product: Product,
         attend: Attend,
         index: jax.Array,
         cache: Any,
@@ -107,7 +107,7 @@ class Layers(nnx.Module):
         """One layer, after the scan has sliced off L: x [B T D], positions [B T]."""
 
         def project(axes: str, x: jax.Array, weight: nnx.Param) -> jax.Array:
-            return einsum(axes, x, weight[...].astype(x.dtype))
+            return product(axes, x, weight[...].astype(x.dtype))
 
         after = self.config.norm_placement == "after"
         x = checkpoint_name(x, "layer_input")
@@ -174,8 +174,8 @@ class Transformer(nnx.Module):
 
         table = self.embedding_table()
         x = self._embed(table, tokens, positions, code_index(tokens, self.image_start))
-        einsum = choose_einsum(self.config.quantize)
-        return self._run(x, positions, einsum, within_row, None)[0]
+        product = choose_product(self.config.quantize)
+        return self._run(x, positions, product, within_row, None)[0]
 
     def extend(
         self,
@@ -246,11 +246,11 @@ class Transformer(nnx.Module):
         return constrain(x, "batch", None, None)
 
     def _run(
-        self, x: jax.Array, positions: jax.Array, einsum: Einsum, attend: Attend, cache: Any
+        self, x: jax.Array, positions: jax.Array, product: Product, attend: Attend, cache: Any
     ) -> tuple[jax.Array, Any]:
         def body(carry: tuple[jax.Array, Any], layer: tuple[Layers, jax.Array]):
             layers, index = layer
-            return layers(carry[0], positions, einsum, attend, index, carry[1]), None
+            return layers(carry[0], positions, product, attend, index, carry[1]), None
 
         body = rematerialize(body, self.config.remat)
         indices = jnp.arange(self.config.layers)

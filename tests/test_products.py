@@ -1,4 +1,4 @@
-"""int8 training: every product of the layers and no other, and losses near those without it."""
+"""Products: gradients are einsum's; int8 is in the layers and nowhere else, near float32."""
 
 import sys
 
@@ -11,8 +11,8 @@ from flax import nnx
 from test_training_step import run
 
 from cm3leon_jax import config
-from cm3leon_jax.models import quantize
-from cm3leon_jax.models.quantize import choose_einsum
+from cm3leon_jax.models import products
+from cm3leon_jax.models.products import choose_product, multiply
 from cm3leon_jax.models.transformer import Transformer
 
 
@@ -28,6 +28,20 @@ def count_int8(program, *arguments) -> int:
         return total
 
     return count(jax.make_jaxpr(program)(*arguments).jaxpr)
+
+
+@pytest.mark.parametrize("axes", ["btd,dnh->btnh", "btnh,nhd->btd", "btd,df->btf"])
+def test_gradients_of_a_product_are_those_of_einsum(axes):
+    sizes = dict(zip("btdnhf", (2, 5, 12, 3, 4, 7)))
+    operands, out = axes.split("->")
+    shapes = [tuple(sizes[a] for a in names) for names in (*operands.split(","), out)]
+    inputs, weight, gradient = (
+        jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)
+    )
+    expected = jax.vjp(lambda *x: jnp.einsum(axes, *x), inputs, weight)[1](gradient)
+    given = jax.vjp(lambda *x: multiply(axes, *x), inputs, weight)[1](gradient)
+    for one, other in zip(given, expected):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("form", "weights"), [({}, 6), (CHAMELEON, 7)])
@@ -65,6 +79,6 @@ def test_int8_training_stays_near_float32_training(small):
 
 def test_int8_without_qwix_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "qwix._src.core.dot_general_qt", None)
-    quantize._int8_product.cache_clear()
+    products._int8_product.cache_clear()
     with pytest.raises(ValueError, match=r"model.quantize=int8: needs Qwix.*\[int8\]"):
-        choose_einsum("int8")
+        choose_product("int8")

@@ -1,0 +1,66 @@
+"""Products of the layers with their weights: plain, or in int8 by Qwix.
+
+int8: operands are rounded at each use, with one scale per token and per output feature (their
+largest absolute value), multiplied into int32 and scaled back; so are both products of the backward
+pass, with the incoming gradient rounded likewise. The parameters themselves stay float32.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Product = Callable[[str, jax.Array, jax.Array], jax.Array]
+
+
+def choose_product(quantize: str) -> Product:
+    """The einsum of inputs and a weight for `model.quantize`; ValueError where int8 lacks Qwix."""
+    return multiply if quantize == "none" else partial(jnp.einsum, _dot_general=_int8_product())
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def multiply(axes: str, inputs: jax.Array, weight: jax.Array) -> jax.Array:
+    """jnp.einsum, with gradients that are einsums too.
+
+    JAX's own gradient of a weight is a product and then a transposition, for which XLA on CPU
+    transposes the incoming gradient and computes anew whatever made it, a tenth of a training step.
+    """
+    return jnp.einsum(axes, inputs, weight)
+
+
+def _forward(axes: str, inputs: jax.Array, weight: jax.Array) -> tuple[jax.Array, tuple]:
+    return multiply(axes, inputs, weight), (inputs, weight)
+
+
+def _backward(axes: str, kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple:
+    inputs, weight = kept
+    (of_inputs, of_weight), of_output = axes.split("->")[0].split(","), axes.split("->")[1]
+    return (
+        jnp.einsum(f"{of_output},{of_weight}->{of_inputs}", gradient, weight),
+        jnp.einsum(f"{of_inputs},{of_output}->{of_weight}", inputs, gradient),
+    )
+
+
+multiply.defvjp(_forward, _backward)
+
+
+@cache  # one function object, so that jax's caches know it again
+def _int8_product() -> Callable[..., jax.Array]:
+    try:
+        # Qwix's own door, `quantize_model`, rewrites modules and asks for their call stack; our
+        # modules are plain pytrees inside a scan. Its product beneath takes arrays.
+        from qwix._src.core.dot_general_qt import DotGeneralQtConfig, dot_general_qt
+    except ImportError as error:
+        raise ValueError(
+            "model.quantize=int8: needs Qwix, which is not installed;"
+            " pip install 'cm3leon_jax[int8]', or use model.quantize=none"
+        ) from error
+    types = ("lhs_qtype", "rhs_qtype", "dlhs_grad_qtype", "drhs_grad_qtype")
+    int8 = DotGeneralQtConfig(**dict.fromkeys(types, jnp.int8))
+
+    def dot_general(lhs: jax.Array, rhs: jax.Array, dimensions: Any, *_: Any, **__: Any):
+        return dot_general_qt(lhs, rhs, dimensions, int8)
+
+    return dot_general
