@@ -2,37 +2,65 @@
 
 Prompts of unequal length are padded on the left, so that one cursor serves all rows; a row's
 learned position is cursor - start. All guidance streams of a row lie in one batch and receive the
-same drawn token: stream s of row b is batch row s * B + b. B rows, G streams, T prompt length.
+same drawn token: stream s of row b is batch row s * B + b. Samples that share a prompt share its
+prefill. B rows, P prompts with B / P samples each, G streams, T prompt length, C columns.
 """
 
+from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
-from cm3leon_jax.decoding.logits import NEVER, Sampling, draw, guide
-from cm3leon_jax.models.transformer import Cache, Transformer, code_index
+from cm3leon_jax.decoding.logits import NEVER, Guidance, Sampling, combine, draw
+from cm3leon_jax.models.cache import empty_cache
+from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.tokens.vocabulary import EOSS, PAD
+
+SEGMENT = 256  # tokens drawn before more of the cache is read
 
 
 class Prompts(NamedTuple):
-    """Left-padded prompts of all streams: tokens [G*B T] int32, start [G*B] int32."""
+    """Left-padded prompts of all streams."""
 
-    tokens: np.ndarray
-    start: np.ndarray
+    tokens: np.ndarray  # [G*P T] int32
+    codes_at: np.ndarray  # [G*P T] int32, each code's place in its image, -1 for other tokens
+    start: np.ndarray  # [G*P] int32, the first slot that is no padding
 
 
-def pad_prompts(streams: list[list[np.ndarray]], multiple: int = 16) -> Prompts:
-    """Pads G streams of B prompts on the left to one length, a multiple of `multiple`."""
+def pad_prompts(
+    streams: Sequence[Sequence[NDArray[np.integer]]],
+    image_start: int,
+    places: Sequence[Sequence[NDArray[np.integer]]] | None = None,
+    multiple: int = 16,
+) -> Prompts:
+    """Pads G streams of P prompts on the left to one length, a multiple of `multiple`.
+
+    places: of every id its place in its image, -1 for what is no code; without it, and that is
+    right where no image has a hole, codes are counted from the start of their run.
+    """
     rows = [row for stream in streams for row in stream]
+    if places is None:
+        counted = [count_codes(row, image_start) for row in rows]
+    else:
+        counted = [row for stream in places for row in stream]
     length = -(-max(map(len, rows)) // multiple) * multiple
     tokens = np.full((len(rows), length), PAD, np.int32)
-    for place, row in zip(tokens, rows):
-        place[length - len(row) :] = row
+    codes_at = np.full((len(rows), length), -1, np.int32)
     start = np.array([length - len(row) for row in rows], np.int32)
-    return Prompts(tokens, start)
+    for index, first in enumerate(start):
+        tokens[index, first:], codes_at[index, first:] = rows[index], counted[index]
+    return Prompts(tokens, codes_at, start)
+
+
+def count_codes(ids: NDArray[np.integer], image_start: int) -> NDArray[np.int32]:
+    """Each code's place in its unbroken run of codes, -1 for what is no code. [T] -> [T]"""
+    at, is_code = np.arange(len(ids)), ids >= image_start
+    last_other = np.maximum.accumulate(np.where(is_code, -1, at))
+    return np.where(is_code, at - last_other - 1, -1).astype(np.int32)
 
 
 class Decoder(NamedTuple):
@@ -42,80 +70,101 @@ class Decoder(NamedTuple):
     table: jax.Array  # [V D] input embeddings
     head: jax.Array  # [C D] output embeddings of the columns that may be drawn
     start: jax.Array  # [G*B]
+    guidance: Guidance
 
     def extend(
-        self, tokens: jax.Array, codes_at: jax.Array, cursor: jax.Array, cache: Cache
-    ) -> tuple[jax.Array, Cache]:
-        """Logits [G*B C] after the last of tokens [G*B T], and the cache."""
+        self, tokens: jax.Array, codes_at: jax.Array, cursor: jax.Array, cache: Any, slots: int
+    ) -> tuple[jax.Array, Any]:
+        """Logits [B C] after the tokens [B], which every stream receives, and the cache."""
+        tokens, codes_at = (
+            jnp.tile(x, self.guidance.streams)[:, None] for x in (tokens, codes_at)
+        )
         hidden, cache = self.model.extend(
-            tokens, codes_at, self.start, cursor, cache, table=self.table
+            tokens, codes_at, self.start, cursor, cache, self.table, slots
         )
+        return self.logits(hidden), cache
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[G*B T D] -> [B C], of the last position."""
         logits = jnp.einsum(
-            "bd,vd->bv", hidden[:, -1], self.head, preferred_element_type=jnp.float32
+            "bd,cd->bc", hidden[:, -1], self.head, preferred_element_type=jnp.float32
         )
-        return logits, cache
+        return combine(logits.reshape(self.guidance.streams, -1, logits.shape[-1]), self.guidance)
 
 
 def _prefill(
-    model: Transformer, prompts: Prompts, head: jax.Array, new_tokens: int
-) -> tuple[Decoder, jax.Array, Cache]:
+    model: Transformer,
+    prompts: Prompts,
+    guidance: Guidance,
+    head: jax.Array,
+    rows: int,
+    new_tokens: int,
+    int8: bool,
+) -> tuple[Decoder, jax.Array, Any]:
+    """The decoder, logits [B C] after the prompts, and the cache; each prompt is read once."""
     tokens = jnp.asarray(prompts.tokens)
-    decoder = Decoder(model, model.embedding_table(), head, jnp.asarray(prompts.start))
-    cache = model.empty_cache(tokens.shape[0], tokens.shape[1] + new_tokens)
-    codes_at = code_index(tokens, model.image_start)
-    logits, cache = decoder.extend(tokens, codes_at, jnp.int32(0), cache)
+    samples, table = rows * guidance.streams // len(tokens), model.embedding_table()
+    cache = empty_cache(model.config, *tokens.shape, int8)
+    hidden, cache = model.read_prompts(tokens, prompts.codes_at, prompts.start, cache, table)
+    grow = lambda x: jnp.pad(  # noqa: E731
+        jnp.repeat(x, samples, axis=1), [(0, new_tokens if i == 3 else 0) for i in range(x.ndim)]
+    )
+    cache = jax.tree.map(grow, cache)
+    start = jnp.repeat(jnp.asarray(prompts.start), samples)
+    decoder = Decoder(model, table, head, start, guidance)
+    logits = decoder.logits(jnp.repeat(hidden[:, -1:], samples, axis=0))
     return decoder, logits, cache
 
 
-def _combine(logits: jax.Array, guidance: jax.Array | float | None) -> jax.Array:
-    if guidance is None:
-        return logits
-    conditional, unconditional = jnp.split(logits, 2)
-    return guide(conditional, unconditional, guidance)
-
-
-@partial(jax.jit, static_argnames="count")
+@partial(jax.jit, static_argnames=("count", "int8"))
 def draw_codes(
     model: Transformer,
     prompts: Prompts,
     keys: jax.Array,
     sampling: Sampling,
-    guidance: jax.Array | float | None,
+    guidance: Guidance,
     count: int,
+    first: jax.Array | int = 0,
+    int8: bool = False,
 ) -> jax.Array:
     """Draws exactly `count` image codes after every prompt; keys [B]; returns codes [B count].
 
-    guidance: None for one stream, a scale for two (conditional, unconditional). The head is
-    restricted to the image columns, so no other token can be drawn.
+    B is a multiple of the P prompts, whose samples stand together. The codes' places in their image
+    count from `first`, a number or [B]. int8: of the cache. The head is restricted to the image
+    columns, so no other token can be drawn.
     """
-    streams = 1 if guidance is None else 2
     head = model.head_table()[model.image_start :]
-    decoder, logits, cache = _prefill(model, prompts, head, count)
+    decoder, logits, cache = _prefill(model, prompts, guidance, head, len(keys), count - 1, int8)
     length = prompts.tokens.shape[1]
 
-    def step(carry: tuple[jax.Array, Cache], index: jax.Array):
+    def choose(logits: jax.Array, index: jax.Array | int) -> jax.Array:
+        return draw(jax.vmap(jax.random.fold_in, (0, None))(keys, index), logits, sampling)
+
+    def step(slots: int, carry: tuple[jax.Array, Any], index: jax.Array):
         logits, cache = carry
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-        codes = draw(step_keys, _combine(logits, guidance), sampling)
-        tokens = jnp.tile(codes + model.image_start, streams)[:, None]
-        codes_at = jnp.full(tokens.shape, index)
-        return decoder.extend(tokens, codes_at, length + index, cache), codes
+        codes = choose(logits, index)
+        places = jnp.broadcast_to(first + index, codes.shape)
+        tokens = codes + model.image_start
+        return decoder.extend(tokens, places, length + index, cache, slots), codes
 
-    # The last code needs no step after it.
-    (logits, _), codes = jax.lax.scan(step, (logits, cache), jnp.arange(count - 1))
-    last_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, count - 1)
-    last = draw(last_keys, _combine(logits, guidance), sampling)
-    return jnp.concatenate([codes.T, last[:, None]], axis=1)
+    carry, parts = (logits, cache), []
+    for begin in range(0, count - 1, SEGMENT):  # the last code needs no step after it
+        end = min(begin + SEGMENT, count - 1)
+        carry, codes = jax.lax.scan(partial(step, length + end), carry, jnp.arange(begin, end))
+        parts.append(codes)
+    return jnp.concatenate([*parts, choose(carry[0], count - 1)[None]]).T
 
 
-@partial(jax.jit, static_argnames=("limit", "pieces"))
+@partial(jax.jit, static_argnames=("limit", "pieces", "int8"))
 def draw_text(
     model: Transformer,
     prompts: Prompts,
     keys: jax.Array,
     sampling: Sampling,
+    guidance: Guidance,
     limit: int,
     pieces: int,
+    int8: bool = False,
 ) -> jax.Array:
     """Fills a text hole after every prompt, which ends in its sentinel; keys [B].
 
@@ -123,11 +172,9 @@ def draw_text(
     tokenizer has may be drawn, and <eoss> once there is at least one; a row that reaches the limit
     simply ends there.
     """
-    rows = len(keys)
-    vocabulary = model.head_table()
-    first = model.config.specials
+    vocabulary, first = model.head_table(), model.config.specials
     head = jnp.concatenate([vocabulary[EOSS : EOSS + 1], vocabulary[first : first + pieces]])
-    decoder, logits, cache = _prefill(model, prompts, head, limit)
+    decoder, logits, cache = _prefill(model, prompts, guidance, head, len(keys), limit, int8)
     length = prompts.tokens.shape[1]
 
     def unfinished(carry: tuple) -> jax.Array:
@@ -135,18 +182,18 @@ def draw_text(
         return (index < limit) & ~done.all()
 
     def step(carry: tuple) -> tuple:
-        index, done, ids, logits, cache = carry
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+        index, done, ids, used, logits, cache = carry
         logits = logits.at[:, 0].add(jnp.where(index == 0, NEVER, 0.0))
-        column = draw(step_keys, logits, sampling)
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+        column = draw(step_keys, logits, sampling, used)
+        used = used.at[jnp.arange(len(keys)), column].set(column > 0)
         done = done | (column == 0)
         new = jnp.where(done, PAD, column - 1 + first)
         ids = jax.lax.dynamic_update_index_in_dim(ids, new, index, axis=1)
-        tokens = jnp.where(done, EOSS, new)[:, None]
-        codes_at = jnp.full(tokens.shape, -1)
-        logits, cache = decoder.extend(tokens, codes_at, length + index, cache)
-        return index + 1, done, ids, logits, cache
+        tokens, codes_at = jnp.where(done, EOSS, new), jnp.full(new.shape, -1)
+        logits, cache = decoder.extend(tokens, codes_at, length + index, cache, length + limit)
+        return index + 1, done, ids, used, logits, cache
 
-    ids = jnp.full((rows, limit), PAD)
-    carry = (jnp.int32(0), jnp.zeros(rows, bool), ids, logits, cache)
-    return jax.lax.while_loop(unfinished, step, carry)[2]
+    ids, done = jnp.full((len(keys), limit), PAD), jnp.zeros(len(keys), bool)
+    used = jnp.zeros(logits.shape, bool)
+    return jax.lax.while_loop(unfinished, step, (jnp.int32(0), done, ids, used, logits, cache))[2]

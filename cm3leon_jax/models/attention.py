@@ -1,4 +1,4 @@
-"""Attention: over packed rows for training, over a key-value cache for decoding.
+"""Attention over packed rows: of training and of a prompt.
 
 B batch, T query positions, S key positions, N heads, K key-value heads, H head size.
 """
@@ -65,21 +65,6 @@ def choose_kernel(query: jax.Array) -> Kernel:
     if device.platform == "gpu" and device.device_kind.startswith("NVIDIA") and fits:
         return "cudnn"
     return "xla"
-
-
-def attend_cache(
-    query: jax.Array, key: jax.Array, value: jax.Array, start: jax.Array, cursor: jax.Array
-) -> jax.Array:
-    """Attention of T new positions over a cache that already holds them.
-
-    query [B T N H] at cache slots cursor .. cursor + T - 1, key and value [B S K H]; slots below
-    start[b] are left padding. Padding queries see themselves only.
-    """
-    slots = jnp.arange(key.shape[1])
-    places = cursor + jnp.arange(query.shape[1])
-    seen = (slots >= start[:, None])[:, None, :] & (slots <= places[:, None])[None]
-    seen |= (slots == places[:, None])[None]
-    return jax.nn.dot_product_attention(query, key, value, mask=seen[:, None])
 
 
 def _device() -> jax.Device | jax.sharding.AbstractDevice:

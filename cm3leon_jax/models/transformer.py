@@ -15,17 +15,11 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from cm3leon_jax import config
-from cm3leon_jax.models.attention import attend, attend_cache
+from cm3leon_jax.models.attention import attend
+from cm3leon_jax.models.cache import Cache, attend_cache
 from cm3leon_jax.models.products import Product, choose_product
 from cm3leon_jax.models.remat import rematerialize
 from cm3leon_jax.sharding import constrain
-
-
-class Cache(NamedTuple):
-    """Keys and values of every layer. Slots are shared by all rows: prompts end together."""
-
-    keys: jax.Array  # [L B S K H]
-    values: jax.Array  # [L B S K H]
 
 
 # (query, key, value, layer index, cache) -> (context [B T N H], cache)
@@ -183,37 +177,38 @@ class Transformer(nnx.Module):
         codes_at: jax.Array,
         start: jax.Array,
         cursor: jax.Array,
-        cache: Cache,
+        cache: Cache | list[Cache],
         table: jax.Array,
-    ) -> tuple[jax.Array, Cache]:
+        slots: int,
+    ) -> tuple[jax.Array, Any]:
         """Hidden states [B T D] of the next T tokens, and the cache that now holds them.
 
-        tokens [B T] go to slots cursor .. cursor + T - 1; codes_at [B T] is each code's place in
-        its image, -1 for text; start [B] is the first slot of each left-padded row.
+        tokens [B T] go to slots cursor .. cursor + T - 1, all below `slots`, which is how many of
+        the cache are read; codes_at [B T] is each code's place in its image, -1 for text; start [B]
+        is the first slot of each left-padded row. The cache is a list where the layers are.
         """
 
-        def over_cache(
-            query: jax.Array, key: jax.Array, value: jax.Array, index: Any, cache: Cache
-        ):
-            def write(store: jax.Array, new: jax.Array) -> jax.Array:
-                return jax.lax.dynamic_update_slice(
-                    store, new[None].astype(store.dtype), (index, 0, cursor, 0, 0)
-                )
+        def over_cache(query: Any, key: Any, value: Any, layer: Any, cache: Cache):
+            cache = cache.write(key, value, cursor, layer)
+            return attend_cache(query, cache.read(slots, layer), start, cursor), cache
 
-            cache = Cache(write(cache.keys, key), write(cache.values, value))
-            keys, values = cache.keys[index], cache.values[index]
-            return attend_cache(query, keys, values, start, cursor), cache
-
-        places = cursor + jnp.arange(tokens.shape[1]) - start[:, None]
-        places = jnp.maximum(places, 0)
+        places = jnp.maximum(cursor + jnp.arange(tokens.shape[1]) - start[:, None], 0)
         x = self._embed(table, tokens, places, codes_at)
         return self._run(x, places, jnp.einsum, over_cache, cache)
 
-    def empty_cache(self, batch: int, slots: int) -> Cache:
-        """A cache of zeros for `batch` rows of at most `slots` tokens."""
-        c = self.config
-        shape = (c.layers, batch, slots, c.kv_heads or c.heads, c.head_size)
-        return Cache(jnp.zeros(shape, c.dtype), jnp.zeros(shape, c.dtype))
+    def read_prompts(
+        self, tokens: jax.Array, codes_at: jax.Array, start: jax.Array, cache: Any, table: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        """`extend` for the first tokens [B T] of an empty cache, by training's attention."""
+        slots = jnp.arange(tokens.shape[1])
+        segments = (slots >= start[:, None]).astype(jnp.int32)
+
+        def within_row(query: Any, key: Any, value: Any, layer: Any, cache: Cache):
+            return attend(query, key, value, segments), cache.write(key, value, 0, layer)
+
+        places = jnp.maximum(slots - start[:, None], 0)
+        x = self._embed(table, tokens, places, codes_at)
+        return self._run(x, places, jnp.einsum, within_row, cache)
 
     @property
     def image_start(self) -> int:
@@ -252,6 +247,12 @@ class Transformer(nnx.Module):
             layers, index = layer
             return layers(carry[0], positions, product, attend, index, carry[1]), None
 
+        if isinstance(self.layers, list):
+            caches = []
+            for layers, one in zip(self.layers, cache):
+                x, one = layers(x, positions, product, attend, None, one)
+                caches.append(one)
+            return self.final_norm(x), caches
         body = rematerialize(body, self.config.remat)
         indices = jnp.arange(self.config.layers)
         (x, cache), _ = jax.lax.scan(body, (x, cache), (self.layers, indices))

@@ -1,0 +1,89 @@
+"""The key-value cache of decoding, in the model's own type or in int8.
+
+B batch, T query positions, S slots, N heads, K key-value heads, H head size, L layers. Slots are
+shared by all rows: prompts end together. Heads stand before slots, as the products want them.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cm3leon_jax import config
+
+
+class Cache(NamedTuple):
+    """Keys and values of one layer, or of all of them on a leading axis L."""
+
+    keys: jax.Array  # [B K S H]
+    values: jax.Array  # [B K S H]
+    key_scales: jax.Array | None = None  # [B K S] float32; an int8 key is multiplied by its scale
+    value_scales: jax.Array | None = None
+
+    def write(self, key: jax.Array, value: jax.Array, cursor: jax.Array, layer: int | None):
+        """This cache with key and value [B T K H] at slots cursor .. cursor + T - 1."""
+
+        def put(store: jax.Array, new: jax.Array) -> jax.Array:
+            at = (0, 0, cursor, 0)[: new.ndim]
+            if layer is not None:
+                at, new = (layer, *at), new[None]
+            return jax.lax.dynamic_update_slice(store, new.astype(store.dtype), at)
+
+        key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
+        if self.key_scales is None:
+            return Cache(put(self.keys, key), put(self.values, value))
+        (key, key_scale), (value, value_scale) = quantize(key), quantize(value)
+        return Cache(
+            put(self.keys, key),
+            put(self.values, value),
+            put(self.key_scales, key_scale),
+            put(self.value_scales, value_scale),
+        )
+
+    def read(self, slots: int, layer: int | None) -> "Cache":
+        """The first `slots` slots of one layer."""
+        one = self if layer is None else jax.tree.map(lambda x: x[layer], self)
+        return jax.tree.map(lambda x: x[:, :, :slots], one)
+
+
+def empty_cache(c: config.Model, batch: int, slots: int, int8: bool = False) -> Cache:
+    """A cache of zeros, [L B K slots H], for `batch` rows of at most `slots` tokens."""
+    shape = (c.layers, batch, c.kv_heads or c.heads, slots, c.head_size)
+    if not int8:
+        return Cache(jnp.zeros(shape, c.dtype), jnp.zeros(shape, c.dtype))
+    stores = jnp.zeros(shape, jnp.int8), jnp.zeros(shape, jnp.int8)
+    return Cache(*stores, jnp.zeros(shape[:-1]), jnp.zeros(shape[:-1]))
+
+
+def quantize(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """int8 and the float32 scale that restores it, one for the last axis; at most half a step off."""
+    x = x.astype(jnp.float32)
+    scale = jnp.maximum(jnp.abs(x).max(axis=-1), 1e-30) / 127
+    return jnp.round(x / scale[..., None]).astype(jnp.int8), scale
+
+
+def attend_cache(query: jax.Array, cache: Cache, start: jax.Array, cursor: jax.Array) -> jax.Array:
+    """Attention of T new positions over one layer's cache, which already holds them.
+
+    query [B T N H] at slots cursor .. cursor + T - 1; slots below start [B] are left padding.
+    Padding queries see themselves only. Softmax in float32. Returns [B T N H].
+    """
+    (batch, length, heads, head), kv_heads = query.shape, cache.keys.shape[1]
+    slots = jnp.arange(cache.keys.shape[2])
+    places = cursor + jnp.arange(length)
+    seen = (slots >= start[:, None])[:, None, :] & (slots <= places[:, None])[None]
+    seen |= (slots == places[:, None])[None]
+
+    queries = query.reshape(batch, length, kv_heads, -1, head).transpose(0, 2, 3, 1, 4)
+    rows = queries.reshape(batch, kv_heads, -1, head)  # queries of all heads that share keys
+    keys, values = cache.keys.astype(query.dtype), cache.values.astype(query.dtype)
+    scores = jnp.einsum("bkqh,bksh->bkqs", rows, keys, preferred_element_type=jnp.float32)
+    if cache.key_scales is not None:
+        scores = scores * cache.key_scales[:, :, None]
+    scores = scores.reshape(*queries.shape[:4], -1) * head**-0.5
+    shares = jax.nn.softmax(jnp.where(seen[:, None, None], scores, jnp.finfo(jnp.float32).min))
+    shares = shares.reshape(*rows.shape[:3], -1)
+    if cache.value_scales is not None:
+        shares = shares * cache.value_scales[:, :, None]
+    context = jnp.einsum("bkqs,bksh->bkqh", shares.astype(query.dtype), values)
+    return context.reshape(queries.shape).transpose(0, 3, 1, 2, 4).reshape(query.shape)
