@@ -20,7 +20,7 @@ from cm3leon_jax.data.examples import Examples
 from cm3leon_jax.data.loader import token_batches
 from cm3leon_jax.data.shards import CodedRecord
 from cm3leon_jax.decoding.engine import draw_codes, pad_prompts
-from cm3leon_jax.decoding.logits import Sampling
+from cm3leon_jax.decoding.logits import Guidance, Sampling
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.presets import preset
 from cm3leon_jax.tokens.text import TextTokenizer
@@ -57,9 +57,12 @@ def measure() -> str:
     codebook = jnp.zeros((c.model.image_codes, c.model.code_features))
     model = Transformer(c.model, rngs=nnx.Rngs(0), codebook=codebook)
     prompt = np.array([EOS, *range(c.model.specials, c.model.specials + 14), BREAK])
-    prompts, keys = pad_prompts([[prompt] * IMAGES]), jax.random.split(jax.random.key(0), IMAGES)
+    prompts, keys = (
+        pad_prompts([[prompt]], model.image_start),
+        jax.random.split(jax.random.key(0), IMAGES),
+    )
     count = c.model.image_tokens
-    draw = lambda: draw_codes(model, prompts, keys, Sampling(0.2), None, count)  # noqa: E731
+    draw = lambda: draw_codes(model, prompts, keys, Sampling(0.2), Guidance(), count)  # noqa: E731
     seconds = median_seconds(draw, 5)
     floor = 2 * c.model.parameters * IMAGES * (len(prompt) + count) / rate
     rows.append(("draw images", f"{IMAGES / seconds:,.0f} images/s", f"{floor / seconds:.2f}"))

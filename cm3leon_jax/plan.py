@@ -20,7 +20,7 @@ from flax import nnx
 from cm3leon_jax import config
 from cm3leon_jax.chips import GIB, Chip, chip_of, devices_of
 from cm3leon_jax.decoding.engine import Prompts, draw_codes
-from cm3leon_jax.decoding.logits import Sampling
+from cm3leon_jax.decoding.logits import Guidance, Sampling
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.sharding import batch_sharding, check_batch, make_mesh, shardings
 from cm3leon_jax.training.optimizer import make_optimizer, make_schedule
@@ -128,12 +128,13 @@ def plan_decode(c: config.Experiment, topology: str, images: int) -> Plan:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated)
 
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), images))
-    prompts = Prompts(form((2 * images, PROMPT), jnp.int32), form((2 * images,), jnp.int32))  # type: ignore[arg-type]
+    ids = form((2 * images, PROMPT), jnp.int32)
+    prompts = Prompts(ids, ids, form((2 * images,), jnp.int32))
     number = form((), jnp.float32)
     sampling, count = Sampling(number, number), c.model.image_tokens
     with jax.set_mesh(mesh):
         lowered = draw_codes.lower(
-            model, prompts, form(keys.shape, keys.dtype), sampling, number, count
+            model, prompts, form(keys.shape, keys.dtype), sampling, Guidance(text=number), count
         )
     advice = f"with {images} images: draw fewer at once, or use more chips"
     return _compile(lowered, mesh, {"parameters": _bytes(model)}, advice)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from cm3leon_jax import config
 from cm3leon_jax.decoding.engine import draw_codes, draw_text, pad_prompts
-from cm3leon_jax.decoding.logits import Sampling, draw, guide, keep_top_k, keep_top_p
+from cm3leon_jax.decoding.logits import Guidance, Sampling, draw, guide, keep_top_k, keep_top_p
+from cm3leon_jax.models.cache import empty_cache
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.tokens.vocabulary import BREAK, EOS, EOSS, PAD
 
@@ -49,7 +50,14 @@ def keys_of(rows: int, seed: int = 0) -> jax.Array:
 
 def test_cached_image_decode_equals_teacher_forcing(model):
     c, prompts = model.config, prompts_of(model.config)
-    codes = draw_codes(model, pad_prompts([prompts]), keys_of(3), GREEDY, None, c.image_tokens)
+    codes = draw_codes(
+        model,
+        pad_prompts([prompts], model.image_start),
+        keys_of(3),
+        GREEDY,
+        Guidance(),
+        c.image_tokens,
+    )
     assert codes.shape == (3, c.image_tokens)
     for prompt, row in zip(prompts, np.asarray(codes)):
         ids = np.concatenate([prompt, row + model.image_start])
@@ -60,14 +68,16 @@ def test_cached_image_decode_equals_teacher_forcing(model):
 
 def test_cached_hidden_states_equal_teacher_forcing(model):
     prompts = prompts_of(model.config)
-    padded = pad_prompts([prompts])
+    padded = pad_prompts([prompts], model.image_start)
     length = padded.tokens.shape[1]
-    cache = model.empty_cache(3, length)
+    cache = empty_cache(model.config, 3, length)
     table, hidden = model.embedding_table(), None
     for at in range(0, length, 4):  # four tokens at a time
         tokens = jnp.asarray(padded.tokens[:, at : at + 4])
         none = jnp.full(tokens.shape, -1)
-        hidden, cache = model.extend(tokens, none, padded.start, jnp.int32(at), cache, table)
+        hidden, cache = model.extend(
+            tokens, none, padded.start, jnp.int32(at), cache, table, length
+        )
     for row, prompt in enumerate(prompts):
         tokens = jnp.asarray(prompt)[None]
         whole = model(tokens, jnp.ones_like(tokens), jnp.arange(len(prompt))[None])
@@ -78,7 +88,15 @@ def test_cached_text_decode_equals_teacher_forcing(model):
     c = model.config
     prompts = [np.append(p, c.specials - 1) for p in prompts_of(c)]  # any last id will do
     drawn = np.asarray(
-        draw_text(model, pad_prompts([prompts]), keys_of(3), GREEDY, 8, c.text_pieces)
+        draw_text(
+            model,
+            pad_prompts([prompts], model.image_start),
+            keys_of(3),
+            GREEDY,
+            Guidance(),
+            8,
+            c.text_pieces,
+        )
     )
     legal = np.r_[EOSS, c.specials : model.image_start]
     for prompt, row in zip(prompts, drawn):
@@ -96,7 +114,14 @@ def test_guidance_1_is_conditional_and_0_unconditional(model):
     c, prompts = model.config, prompts_of(model.config)
     blank = [np.array([EOS, 5, BREAK])] * 3
     draw_with = lambda streams, scale: np.asarray(  # noqa: E731
-        draw_codes(model, pad_prompts(streams), keys_of(3), Sampling(), scale, c.image_tokens)
+        draw_codes(
+            model,
+            pad_prompts(streams, model.image_start),
+            keys_of(3),
+            Sampling(),
+            Guidance(scale),
+            c.image_tokens,
+        )
     )
     conditional = draw_with([prompts], None)
     np.testing.assert_array_equal(draw_with([prompts, blank], 1.0), conditional)
@@ -107,19 +132,28 @@ def test_guidance_1_is_conditional_and_0_unconditional(model):
 def test_a_batch_equals_its_rows_alone(model):
     c, prompts = model.config, prompts_of(model.config)
     sampling = Sampling(jnp.float32(1.0), jnp.float32(0.9))
-    together = draw_codes(model, pad_prompts([prompts]), keys_of(3), sampling, None, c.image_tokens)
+    draw = lambda prompts, keys: draw_codes(  # noqa: E731
+        model,
+        pad_prompts([prompts], model.image_start),
+        keys,
+        sampling,
+        Guidance(),
+        c.image_tokens,
+    )
+    together = draw(prompts, keys_of(3))
     for row in range(3):
-        one = pad_prompts([prompts[row : row + 1]])
-        alone = draw_codes(model, one, keys_of(3)[row : row + 1], sampling, None, c.image_tokens)
+        alone = draw(prompts[row : row + 1], keys_of(3)[row : row + 1])
         np.testing.assert_array_equal(alone[0], together[row])
 
 
 def test_new_numbers_compile_nothing(model):
-    c, prompts = model.config, pad_prompts([prompts_of(model.config)] * 2)
+    c = model.config
+    prompts = pad_prompts([prompts_of(c)] * 2, model.image_start)
     for scale in (1.5, 3.0):
         for temperature in (0.5, 1.0):
             sampling = Sampling(jnp.float32(temperature), jnp.float32(0.9))
-            draw_codes(model, prompts, keys_of(3), sampling, jnp.float32(scale), c.image_tokens)
+            guidance = Guidance(jnp.float32(scale))
+            draw_codes(model, prompts, keys_of(3), sampling, guidance, c.image_tokens)
             if (scale, temperature) == (1.5, 0.5):
                 size = draw_codes._cache_size()
     assert draw_codes._cache_size() == size

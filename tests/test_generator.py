@@ -77,7 +77,7 @@ def test_a_sample_is_the_same_alone_and_among_others(generator):
 
 def test_more_rows_than_one_batch_change_nothing(generator, monkeypatch):
     whole = pixels(generator.images("a red ring", n=5))
-    monkeypatch.setattr("cm3leon_jax.decoding.generator.ROWS", 2)
+    monkeypatch.setattr("cm3leon_jax.decoding.batches.ROWS", 2)
     np.testing.assert_array_equal(whole, pixels(generator.images("a red ring", n=5)))
 
 
@@ -88,7 +88,7 @@ def test_guidance_1_needs_no_second_stream(generator, monkeypatch):
         streams.append(len(given))
         return pad_prompts(given, *rest)
 
-    monkeypatch.setattr("cm3leon_jax.decoding.generator.pad_prompts", count)
+    monkeypatch.setattr("cm3leon_jax.decoding.batches.pad_prompts", count)
     plain = generator.images("a red ring", guidance=1.0)
     guided = generator.images("a red ring", guidance=6.0)
     assert streams == [1, 2]

@@ -12,6 +12,7 @@ from test_training_step import run
 
 from cm3leon_jax import config
 from cm3leon_jax.models import products
+from cm3leon_jax.models.cache import empty_cache
 from cm3leon_jax.models.products import choose_product, multiply
 from cm3leon_jax.models.transformer import Transformer
 
@@ -60,8 +61,8 @@ def test_decoding_is_not_quantized(small):
     tokens, start = jnp.ones((2, 4), int), jnp.zeros(2, int)
 
     def extend(model):
-        cache = model.empty_cache(2, 8)
-        return model.extend(tokens, tokens - 2, start, 0, cache, model.embedding_table())
+        cache = empty_cache(model.config, 2, 8)
+        return model.extend(tokens, tokens - 2, start, 0, cache, model.embedding_table(), 8)
 
     assert count_int8(extend, model) == 0
 

@@ -44,7 +44,7 @@ def pad_prompts(
     """
     rows = [row for stream in streams for row in stream]
     if places is None:
-        counted = [count_codes(row, image_start) for row in rows]
+        counted: list[Any] = [count_codes(row, image_start) for row in rows]
     else:
         counted = [row for stream in places for row in stream]
     length = -(-max(map(len, rows)) // multiple) * multiple
@@ -76,9 +76,7 @@ class Decoder(NamedTuple):
         self, tokens: jax.Array, codes_at: jax.Array, cursor: jax.Array, cache: Any, slots: int
     ) -> tuple[jax.Array, Any]:
         """Logits [B C] after the tokens [B], which every stream receives, and the cache."""
-        tokens, codes_at = (
-            jnp.tile(x, self.guidance.streams)[:, None] for x in (tokens, codes_at)
-        )
+        tokens, codes_at = (jnp.tile(x, self.guidance.streams)[:, None] for x in (tokens, codes_at))
         hidden, cache = self.model.extend(
             tokens, codes_at, self.start, cursor, cache, self.table, slots
         )
@@ -102,16 +100,15 @@ def _prefill(
     int8: bool,
 ) -> tuple[Decoder, jax.Array, Any]:
     """The decoder, logits [B C] after the prompts, and the cache; each prompt is read once."""
-    tokens = jnp.asarray(prompts.tokens)
+    tokens, codes_at, start = map(jnp.asarray, prompts)
     samples, table = rows * guidance.streams // len(tokens), model.embedding_table()
-    cache = empty_cache(model.config, *tokens.shape, int8)
-    hidden, cache = model.read_prompts(tokens, prompts.codes_at, prompts.start, cache, table)
+    cache = empty_cache(model.config, tokens.shape[0], tokens.shape[1], int8)
+    hidden, cache = model.read_prompts(tokens, codes_at, start, cache, table)
     grow = lambda x: jnp.pad(  # noqa: E731
         jnp.repeat(x, samples, axis=1), [(0, new_tokens if i == 3 else 0) for i in range(x.ndim)]
     )
     cache = jax.tree.map(grow, cache)
-    start = jnp.repeat(jnp.asarray(prompts.start), samples)
-    decoder = Decoder(model, table, head, start, guidance)
+    decoder = Decoder(model, table, head, jnp.repeat(start, samples), guidance)
     logits = decoder.logits(jnp.repeat(hidden[:, -1:], samples, axis=0))
     return decoder, logits, cache
 

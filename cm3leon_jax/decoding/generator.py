@@ -4,7 +4,6 @@ Same arguments and seed, same result. Every row draws from a key of its own, mad
 prompt and its number, so a sample is the same alone and among others.
 """
 
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,9 @@ from cm3leon_jax import config
 from cm3leon_jax.checkpoint import PathLike, local, read_experiment
 from cm3leon_jax.data.networks import open_image_tokenizer, open_retriever, open_transformer
 from cm3leon_jax.data.pictures import open_picture
-from cm3leon_jax.decoding.engine import Prompts, draw_codes, draw_text, pad_prompts
-from cm3leon_jax.decoding.logits import Sampling
+from cm3leon_jax.decoding.batches import draw_in_batches
+from cm3leon_jax.decoding.engine import Prompts, draw_codes, draw_text
+from cm3leon_jax.decoding.logits import Guidance, Sampling
 from cm3leon_jax.decoding.memory import DocumentMemory, Retrieved
 from cm3leon_jax.models.image_codes import decode_codes, encode_pictures
 from cm3leon_jax.models.transformer import Transformer
@@ -32,8 +32,6 @@ from cm3leon_jax.tokens.text import TextTokenizer
 from cm3leon_jax.tokens.vocabulary import BREAK, EOS, EOSS, PAD, Vocabulary
 
 HOLE = "<mask>"
-ROWS = 128  # samples decoded together at most; more run one batch after the other
-CACHE = 2**31  # bytes of key-value cache that such a batch may take
 
 Picture = Pillow.Image | np.ndarray | str | Path | bytes
 
@@ -100,21 +98,19 @@ class Generator:
         found = self._find(documents, len(prompts), lambda m, k: m.find_by_texts(prompts, k))
         begins = [self._begin(retrieved) for retrieved in found]
         conditional = [
-            _ids(begin, self._text_ids(prompt), [BREAK])
-            for begin, prompt in zip(begins, prompts)
-            for _ in range(n)
+            _ids(begin, self._text_ids(prompt), [BREAK]) for begin, prompt in zip(begins, prompts)
         ]
         count = self.experiment.model.image_tokens
+        guided = Guidance() if scale == 1 else Guidance(text=jnp.float32(scale))
 
         def decode(prompts: Prompts, keys: jax.Array) -> jax.Array:
-            scales = None if scale == 1 else jnp.float32(scale)
-            return draw_codes(self.transformer, prompts, keys, sampling, scales, count)
+            return draw_codes(self.transformer, prompts, keys, sampling, guided, count)
 
         streams = [conditional]
         if scale != 1:
             mask = [self.vocabulary.mask(0), BREAK]
-            streams.append([_ids(begin, mask) for begin in begins for _ in range(n)])
-        codes = self._in_batches(streams, decode, n, seed, count)
+            streams.append([_ids(begin, mask) for begin in begins])
+        codes = draw_in_batches(self.transformer, streams, decode, n, seed, count)
         return [Pillow.fromarray(pixels) for pixels in decode_codes(self.image_tokenizer, codes)]
 
     def caption(
@@ -247,47 +243,12 @@ class Generator:
             prompts.append(_ids(*ids, [self.vocabulary.mask(len(done))]))
 
         def decode(prompts: Prompts, keys: jax.Array) -> jax.Array:
-            return draw_text(self.transformer, prompts, keys, sampling, limit, self.text.pieces)
+            return draw_text(
+                self.transformer, prompts, keys, sampling, Guidance(), limit, self.text.pieces
+            )
 
-        drawn = self._in_batches([prompts], decode, 1, seed, limit)
+        drawn = draw_in_batches(self.transformer, [prompts], decode, 1, seed, limit)
         return [tuple(self.vocabulary.pieces(row[row != PAD]).tolist()) for row in drawn]
-
-    def _in_batches(
-        self,
-        streams: list[list[NDArray[np.int32]]],
-        decode: Callable[[Prompts, jax.Array], jax.Array],
-        n: int,
-        seed: int,
-        new_tokens: int,
-    ) -> NDArray[np.int32]:
-        """Runs `decode` over all rows, `ROWS` at a time, with one shape for every batch."""
-        total, context = len(streams[0]), self.experiment.model.context
-        longest = max(len(row) for stream in streams for row in stream)
-        if longest + new_tokens > context:
-            raise ValueError(
-                f"a prompt of {longest} tokens and {new_tokens} new ones exceed"
-                f" model.context={context}; shorten the text or put fewer documents in front"
-            )
-        padded = pad_prompts(streams)
-        slots = padded.tokens.shape[1] + new_tokens
-        form = jax.eval_shape(lambda: self.transformer.empty_cache(len(streams), slots))
-        row_bytes = sum(x.size * x.dtype.itemsize for x in form)
-        rows = min(total, ROWS, max(1, CACHE // row_bytes))
-        tokens = padded.tokens.reshape(len(streams), total, -1)
-        start = padded.start.reshape(len(streams), total)
-        keys = jax.vmap(_row_key, (None, 0, 0))(
-            jax.random.key(seed),
-            jnp.array([zlib.crc32(row.tobytes()) for row in streams[0]], jnp.uint32),
-            jnp.arange(total) % n,
-        )
-        drawn = []
-        for first in range(0, total, rows):
-            chosen = np.minimum(np.arange(first, first + rows), total - 1)
-            batch = Prompts(
-                tokens[:, chosen].reshape(len(streams) * rows, -1), start[:, chosen].reshape(-1)
-            )
-            drawn.append(np.asarray(decode(batch, keys[chosen])))
-        return np.concatenate(drawn)[:total]
 
     def _text_ids(self, text: str) -> NDArray[np.uint32]:
         return self.vocabulary.text_ids(self.text.encode(text))
@@ -310,10 +271,6 @@ class Generator:
 
 def _values(segment: Text | Image) -> tuple[int, ...]:
     return segment.ids if isinstance(segment, Text) else segment.codes
-
-
-def _row_key(key: jax.Array, prompt: jax.Array, number: jax.Array) -> jax.Array:
-    return jax.random.fold_in(jax.random.fold_in(key, prompt), number)
 
 
 def _sampling(temperature: float, top_p: float, top_k: int) -> Sampling:

@@ -4,7 +4,7 @@ B batch, T query positions, S slots, N heads, K key-value heads, H head size, L 
 shared by all rows: prompts end together. Heads stand before slots, as the products want them.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,12 @@ class Cache(NamedTuple):
     key_scales: jax.Array | None = None  # [B K S] float32; an int8 key is multiplied by its scale
     value_scales: jax.Array | None = None
 
-    def write(self, key: jax.Array, value: jax.Array, cursor: jax.Array, layer: int | None):
+    def write(
+        self, key: jax.Array, value: jax.Array, cursor: jax.Array | int, layer: Any
+    ) -> "Cache":
         """This cache with key and value [B T K H] at slots cursor .. cursor + T - 1."""
 
-        def put(store: jax.Array, new: jax.Array) -> jax.Array:
+        def put(store: Any, new: jax.Array) -> jax.Array:
             at = (0, 0, cursor, 0)[: new.ndim]
             if layer is not None:
                 at, new = (layer, *at), new[None]
@@ -40,7 +42,7 @@ class Cache(NamedTuple):
             put(self.value_scales, value_scale),
         )
 
-    def read(self, slots: int, layer: int | None) -> "Cache":
+    def read(self, slots: int, layer: Any) -> "Cache":
         """The first `slots` slots of one layer."""
         one = self if layer is None else jax.tree.map(lambda x: x[layer], self)
         return jax.tree.map(lambda x: x[:, :, :slots], one)
@@ -56,7 +58,7 @@ def empty_cache(c: config.Model, batch: int, slots: int, int8: bool = False) -> 
 
 
 def quantize(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """int8 and the float32 scale that restores it, one for the last axis; at most half a step off."""
+    """int8, and the float32 scale of its last axis that restores it to within half a step."""
     x = x.astype(jnp.float32)
     scale = jnp.maximum(jnp.abs(x).max(axis=-1), 1e-30) / 127
     return jnp.round(x / scale[..., None]).astype(jnp.int8), scale
@@ -68,7 +70,7 @@ def attend_cache(query: jax.Array, cache: Cache, start: jax.Array, cursor: jax.A
     query [B T N H] at slots cursor .. cursor + T - 1; slots below start [B] are left padding.
     Padding queries see themselves only. Softmax in float32. Returns [B T N H].
     """
-    (batch, length, heads, head), kv_heads = query.shape, cache.keys.shape[1]
+    (batch, length, _, head), kv_heads = query.shape, cache.keys.shape[1]
     slots = jnp.arange(cache.keys.shape[2])
     places = cursor + jnp.arange(length)
     seen = (slots >= start[:, None])[:, None, :] & (slots <= places[:, None])[None]

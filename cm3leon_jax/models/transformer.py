@@ -7,7 +7,7 @@ F mlp, V vocabulary, L layers. Parameters are float32, the computation runs in `
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,6 @@ from cm3leon_jax.models.cache import Cache, attend_cache
 from cm3leon_jax.models.products import Product, choose_product
 from cm3leon_jax.models.remat import rematerialize
 from cm3leon_jax.sharding import constrain
-
 
 # (query, key, value, layer index, cache) -> (context [B T N H], cache)
 Attend = Callable[..., tuple[jax.Array, Any]]
