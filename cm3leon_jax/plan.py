@@ -28,7 +28,7 @@ from cm3leon_jax.training.step import compile_step, init_state, train_step
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 POLICIES = ("none", "minimal", "offload", "full")  # in the order of what they compute again
-PROMPT = 64  # tokens of a planned prompt
+PROMPT = 256  # tokens of a planned prompt
 BITS = {"pred": 8, "s8": 8, "u8": 8, "bf16": 16, "f16": 16, "s16": 16, "u16": 16, "s64": 64}
 
 Census = dict[str, tuple[int, int]]
@@ -120,7 +120,7 @@ def plan_decode(c: config.Experiment, topology: str, images: int) -> Plan:
     heads = math.gcd(c.model.heads, c.model.kv_heads or c.model.heads)
     tensor = math.gcd(len(devices), heads)
     mesh = make_mesh(config.Mesh(len(devices) // tensor, 1, tensor), devices)
-    init = lambda key: Transformer(c.model, rngs=nnx.Rngs(key))  # noqa: E731
+    init = lambda key: Transformer(c.model, rngs=nnx.Rngs(key)).for_decoding()  # noqa: E731
     model = _placed(init, mesh)
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 

@@ -21,6 +21,7 @@ from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.tokens.vocabulary import EOSS, PAD
 
 SEGMENT = 256  # tokens drawn before more of the cache is read
+READ = 2048  # tokens of prompts read at once; what more would need lies beside the whole cache
 
 
 class Prompts(NamedTuple):
@@ -80,13 +81,11 @@ class Decoder(NamedTuple):
         hidden, cache = self.model.extend(
             tokens, codes_at, self.start, cursor, cache, self.table, slots
         )
-        return self.logits(hidden), cache
+        return self.logits(hidden[:, -1]), cache
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """[G*B T D] -> [B C], of the last position."""
-        logits = jnp.einsum(
-            "bd,cd->bc", hidden[:, -1], self.head, preferred_element_type=jnp.float32
-        )
+        """[G*B D] -> [B C]"""
+        logits = jnp.einsum("bd,cd->bc", hidden, self.head, preferred_element_type=jnp.float32)
         return combine(logits.reshape(self.guidance.streams, -1, logits.shape[-1]), self.guidance)
 
 
@@ -100,17 +99,28 @@ def _prefill(
     int8: bool,
 ) -> tuple[Decoder, jax.Array, Any]:
     """The decoder, logits [B C] after the prompts, and the cache; each prompt is read once."""
-    tokens, codes_at, start = map(jnp.asarray, prompts)
-    samples, table = rows * guidance.streams // len(tokens), model.embedding_table()
-    cache = empty_cache(model.config, tokens.shape[0], tokens.shape[1], int8)
-    hidden, cache = model.read_prompts(tokens, codes_at, start, cache, table)
-    grow = lambda x: jnp.pad(  # noqa: E731
-        jnp.repeat(x, samples, axis=1), [(0, new_tokens if i == 3 else 0) for i in range(x.ndim)]
-    )
-    cache = jax.tree.map(grow, cache)
-    decoder = Decoder(model, table, head, jnp.repeat(start, samples), guidance)
-    logits = decoder.logits(jnp.repeat(hidden[:, -1:], samples, axis=0))
-    return decoder, logits, cache
+    table, (count, length) = model.embedding_table(), prompts.tokens.shape
+    samples = rows * guidance.streams // count
+    size = max(n for n in range(1, count + 1) if count % n == 0 and (n == 1 or n * length <= READ))
+    whole = empty_cache(model.config, count * samples, length + new_tokens, int8)
+
+    def read(cache: Any, numbered: tuple[jax.Array, Prompts]) -> tuple[Any, jax.Array]:
+        index, part = numbered
+        small = empty_cache(model.config, size, length, int8)
+        hidden, small = model.read_prompts(*map(jnp.asarray, part), small, table)
+
+        def put(store: jax.Array, new: jax.Array) -> jax.Array:
+            new, at = jnp.repeat(new, samples, axis=1), (0, index * size * samples, 0, 0, 0)
+            return jax.lax.dynamic_update_slice(store, new, at[: new.ndim])
+
+        return jax.tree.map(put, cache, small), hidden
+
+    parts = jax.tree.map(lambda x: jnp.reshape(x, (-1, size, *x.shape[1:])), prompts)
+    cache, hidden = jax.lax.scan(read, whole, (jnp.arange(count // size), parts))
+    start = jnp.repeat(jnp.asarray(prompts.start), samples)
+    decoder = Decoder(model, table, head, start, guidance)
+    hidden = hidden.reshape(count, -1)
+    return decoder, decoder.logits(jnp.repeat(hidden, samples, axis=0)), cache
 
 
 @partial(jax.jit, static_argnames=("count", "int8"))

@@ -7,7 +7,7 @@ pass, with the incoming gradient rounded likewise. The parameters themselves sta
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,3 +64,24 @@ def _int8_product() -> Callable[..., jax.Array]:
         return dot_general_qt(lhs, rhs, dimensions, int8)
 
     return dot_general
+
+
+class Int8(NamedTuple):
+    """A weight in int8 with one float32 scale for each output feature."""
+
+    values: jax.Array
+    scales: jax.Array  # the shape of the outputs
+
+    @classmethod
+    def of(cls, weight: jax.Array, summed: tuple[int, ...]) -> "Int8":
+        """Rounds a weight to its nearest, over the axes that its product sums."""
+        weight = weight.astype(jnp.float32)
+        scales = jnp.maximum(jnp.abs(weight).max(axis=summed, keepdims=True), 1e-30) / 127
+        values = jnp.round(weight / scales).astype(jnp.int8)
+        return cls(values, scales.squeeze(summed))
+
+
+def multiply_int8(axes: str, inputs: jax.Array, weight: Int8) -> jax.Array:
+    """jnp.einsum of inputs and a weight whose outputs are the last axes; the scales come after."""
+    outputs = jnp.einsum(axes, inputs, weight.values.astype(inputs.dtype))
+    return outputs * weight.scales.astype(inputs.dtype)

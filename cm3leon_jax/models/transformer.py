@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from cm3leon_jax import config
 from cm3leon_jax.models.attention import attend
 from cm3leon_jax.models.cache import Cache, attend_cache
-from cm3leon_jax.models.products import Product, choose_product
+from cm3leon_jax.models.products import Int8, Product, choose_product, multiply_int8
 from cm3leon_jax.models.remat import rematerialize
 from cm3leon_jax.sharding import constrain
 
@@ -99,7 +99,9 @@ class Layers(nnx.Module):
     ) -> tuple[jax.Array, Any]:
         """One layer, after the scan has sliced off L: x [B T D], positions [B T]."""
 
-        def project(axes: str, x: jax.Array, weight: nnx.Param) -> jax.Array:
+        def project(axes: str, x: jax.Array, weight: nnx.Param | Int8) -> jax.Array:
+            if isinstance(weight, Int8):
+                return multiply_int8(axes, x, weight)
             return product(axes, x, weight[...].astype(x.dtype))
 
         after = self.config.norm_placement == "after"
@@ -196,9 +198,15 @@ class Transformer(nnx.Module):
         return self._run(x, places, jnp.einsum, over_cache, cache)
 
     def read_prompts(
-        self, tokens: jax.Array, codes_at: jax.Array, start: jax.Array, cache: Any, table: jax.Array
+        self,
+        tokens: jax.Array,
+        codes_at: jax.Array,
+        start: jax.Array,
+        cache: Cache,
+        table: jax.Array,
     ) -> tuple[jax.Array, Any]:
-        """`extend` for the first tokens [B T] of an empty cache, by training's attention."""
+        """`extend` for the first tokens [B T] of an empty cache, by training's attention; the hidden
+        states [B D] are those of the last."""
         slots = jnp.arange(tokens.shape[1])
         segments = (slots >= start[:, None]).astype(jnp.int32)
 
@@ -207,7 +215,26 @@ class Transformer(nnx.Module):
 
         places = jnp.maximum(slots - start[:, None], 0)
         x = self._embed(table, tokens, places, codes_at)
-        return self._run(x, places, jnp.einsum, within_row, cache)
+        x, cache = self._run_layers(x, places, jnp.einsum, within_row, cache)
+        return self.final_norm(x[:, -1]), cache
+
+    def for_decoding(self, int8: bool = False) -> "Transformer":
+        """This model with its weights in the type that computes, or those of the layers in int8.
+
+        A decode reads every weight once a token, so their bytes are its time. Norms stay float32.
+        """
+
+        def narrow(path: Any, x: jax.Array) -> jax.Array:
+            return x if "norm" in jax.tree_util.keystr(path) else x.astype(self.config.dtype)
+
+        model = jax.tree_util.tree_map_with_path(narrow, self)
+        if int8:
+            for name in ("query", "key", "value", "out", "up", "gate", "down"):
+                weight = getattr(self.layers, name)
+                if weight is not None:
+                    summed = (1, 2) if name == "out" else (1,)
+                    setattr(model.layers, name, nnx.data(Int8.of(weight[...], summed)))
+        return model
 
     @property
     def image_start(self) -> int:
@@ -242,20 +269,19 @@ class Transformer(nnx.Module):
     def _run(
         self, x: jax.Array, positions: jax.Array, product: Product, attend: Attend, cache: Any
     ) -> tuple[jax.Array, Any]:
+        x, cache = self._run_layers(x, positions, product, attend, cache)
+        return self.final_norm(x), cache
+
+    def _run_layers(
+        self, x: jax.Array, positions: jax.Array, product: Product, attend: Attend, cache: Any
+    ) -> tuple[jax.Array, Any]:
         def body(carry: tuple[jax.Array, Any], layer: tuple[Layers, jax.Array]):
             layers, index = layer
             return layers(carry[0], positions, product, attend, index, carry[1]), None
 
-        if isinstance(self.layers, list):
-            caches = []
-            for layers, one in zip(self.layers, cache):
-                x, one = layers(x, positions, product, attend, None, one)
-                caches.append(one)
-            return self.final_norm(x), caches
         body = rematerialize(body, self.config.remat)
         indices = jnp.arange(self.config.layers)
-        (x, cache), _ = jax.lax.scan(body, (x, cache), (self.layers, indices))
-        return self.final_norm(x), cache
+        return jax.lax.scan(body, (x, cache), (self.layers, indices))[0]
 
 
 def code_index(tokens: jax.Array, image_start: int) -> jax.Array:
