@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cm3leon_jax import config
 from cm3leon_jax.decoding.engine import draw_codes, draw_text, pad_prompts
 from cm3leon_jax.decoding.logits import Sampling, draw, guide, keep_top_k, keep_top_p
-from cm3leon_jax.models.transformer import Transformer
+from cm3leon_jax.models.transformer import Transformer, code_index
 from cm3leon_jax.tokens.vocabulary import BREAK, EOS, EOSS, PAD
 
 FORMS = {
@@ -39,7 +39,8 @@ def prompts_of(c: config.Model, lengths=(3, 7, 5)) -> list[np.ndarray]:
 def read_in_one_go(model: Transformer, ids: np.ndarray) -> np.ndarray:
     """Logits after every id, without cache or padding."""
     tokens = jnp.asarray(ids)[None]
-    hidden = model(tokens, jnp.ones_like(tokens), jnp.arange(len(ids))[None])
+    places = code_index(tokens, model.image_start)  # right where no image has a hole
+    hidden = model(tokens, jnp.ones_like(tokens), jnp.arange(len(ids))[None], places)
     return np.asarray(hidden[0] @ model.head_table().T)
 
 
@@ -70,7 +71,8 @@ def test_cached_hidden_states_equal_teacher_forcing(model):
         hidden, cache = model.extend(tokens, none, padded.start, jnp.int32(at), cache, table)
     for row, prompt in enumerate(prompts):
         tokens = jnp.asarray(prompt)[None]
-        whole = model(tokens, jnp.ones_like(tokens), jnp.arange(len(prompt))[None])
+        ones = jnp.ones_like(tokens)
+        whole = model(tokens, ones, jnp.arange(len(prompt))[None], -ones)
         np.testing.assert_allclose(hidden[row, -1], whole[0, -1], atol=1e-4)
 
 

@@ -11,6 +11,7 @@ from conftest import make_examples, make_text
 
 from cm3leon_jax import config
 from cm3leon_jax.data.loader import token_batches
+from cm3leon_jax.models.transformer import code_index
 from cm3leon_jax.sharding import make_mesh, shardings
 from cm3leon_jax.training.optimizer import make_optimizer, make_schedule
 from cm3leon_jax.training.step import (
@@ -19,6 +20,7 @@ from cm3leon_jax.training.step import (
     eval_step,
     init_sharded,
     init_state,
+    token_loss,
     train_step,
 )
 
@@ -138,6 +140,22 @@ def test_training_overfits(small):
     ends = float(metrics["loss"] * metrics["tokens"]) / np.sum(batch["positions"] == 0)
     assert ends < np.log(4) + 2.0
     assert float(eval_step(c, state.model, batch)["loss"]) < 0.3
+
+
+def test_the_loss_sees_where_in_its_image_a_code_stands(small):
+    spans = {"objective.rate": 2.0, "objective.whole_segment": 0.0}
+    for has_places in (True, False):
+        c = config.replace(small, spans | {"model.code_positions": has_places})
+        state, _, batches = prepare(c)
+        batch = next(batches)
+        # Counted anew behind each hole, as if the fill were an image of its own.
+        counted = batch | {"codes_at": code_index(batch["tokens"], state.model.image_start)}
+        assert np.any(counted["codes_at"] != batch["codes_at"])
+        true, other = (
+            float(token_loss(c, state.model, b).means()["loss"]) for b in (batch, counted)
+        )
+        assert (abs(true - other) > 1e-4) == has_places
+        assert float(eval_step(c, state.model, batch)["loss"]) == pytest.approx(true, rel=1e-5)
 
 
 def test_the_codebook_is_not_trained_and_its_projection_is(small):

@@ -166,14 +166,19 @@ class Transformer(nnx.Module):
         self.layers = Layers(c, rngs)
         self.final_norm = Norm(c.norm, (c.width,), "embed", c.norm_affine)
 
-    def __call__(self, tokens: jax.Array, segments: jax.Array, positions: jax.Array) -> jax.Array:
-        """Hidden states [B T D] of packed rows; tokens, segments and positions [B T]."""
+    def __call__(
+        self, tokens: jax.Array, segments: jax.Array, positions: jax.Array, codes_at: jax.Array
+    ) -> jax.Array:
+        """Hidden states [B T D] of packed rows; all [B T].
+
+        codes_at is each code's place in its image, -1 elsewhere; read only with `code_positions`.
+        """
 
         def within_row(query: jax.Array, key: jax.Array, value: jax.Array, _: Any, cache: None):
             return attend(query, key, value, segments), cache
 
         table = self.embedding_table()
-        x = self._embed(table, tokens, positions, code_index(tokens, self.image_start))
+        x = self._embed(table, tokens, positions, codes_at)
         product = choose_product(self.config.quantize)
         return self._run(x, positions, product, within_row, None)[0]
 
