@@ -31,9 +31,8 @@ def build(c: config.Experiment, seed: int = 0) -> Transformer:
 
 def rows(c: config.Experiment, batch: int = 2, length: int = 20) -> tuple[jax.Array, ...]:
     tokens = jax.random.randint(jax.random.key(1), (batch, length), 5, c.model.vocabulary)
-    codes_at = jnp.where(
-        tokens >= c.model.specials + c.model.text_pieces, jnp.arange(length) % 4, -1
-    )
+    is_code = tokens >= c.model.specials + c.model.text_pieces
+    codes_at = jnp.where(is_code, jnp.arange(length) % 4, -1)
     positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
     return tokens, jnp.ones_like(tokens), positions, codes_at
 

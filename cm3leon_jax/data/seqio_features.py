@@ -148,7 +148,7 @@ def task_parts(sources: Mapping[str, Source], home: Path) -> dict[str, Any]:
             rng = np.random.default_rng(seed)
             rotated = rotate(ids, vocabulary, rng, objective, longest)
             weights = token_weights(rotated, vocabulary, objective, int(start))
-            places = code_places(rotated, vocabulary)[:-1] + 2  # -1 and 0 would not get through
+            places = code_places(rotated, vocabulary)[:-1] + 2  # so that none is 0, padding
             parts = rotated[:-1], rotated[1:], encode_weights(weights[1:]), places
             return tuple(part.astype(np.int32) for part in parts)
 

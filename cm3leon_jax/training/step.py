@@ -1,7 +1,7 @@
 """The training step of the transformer: pure functions from (state, batch) to (state, metrics).
 
-B batch, T positions. A batch holds tokens, targets, weights, segments, positions and
-codes_at, all [B T], as `tokens.packing.fill_row` tells.
+B batch, T positions. A batch holds tokens, targets, weights, segments, positions and codes_at,
+all [B T], as `packing.fill_row` makes them.
 """
 
 from collections.abc import Callable
