@@ -96,6 +96,7 @@ def make_batch(c: config.Experiment) -> dict[str, np.ndarray]:
         "weights": np.ones((rows, length), np.float32),
         "segments": np.ones((rows, length), np.int32),
         "positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
+        "codes_at": np.full((rows, length), -1, np.int32),  # the form has no code_positions
     }
 
 

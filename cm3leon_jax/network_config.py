@@ -36,7 +36,7 @@ class Model:
     qk_norm: bool = False
     positions: Literal["learned", "rotary"] = "learned"
     rotary_base: float = 10_000.0
-    code_positions: bool = False  # adds to a code its learned place in its unbroken run of codes
+    code_positions: bool = False  # adds to a code a learned vector of its place in its image
     code_features: int = 0  # width of the tokenizer's codebook vectors in code embeddings; 0: off
     tie_embeddings: bool = True  # as OPT; not stated in the paper
     init_std: float = 0.006

@@ -23,6 +23,7 @@ from cm3leon_jax.decoding.engine import Prompts, draw_codes
 from cm3leon_jax.decoding.logits import Guidance, Sampling
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.sharding import batch_sharding, check_batch, make_mesh, shardings
+from cm3leon_jax.tokens.packing import INTEGERS
 from cm3leon_jax.training.optimizer import make_optimizer, make_schedule
 from cm3leon_jax.training.step import compile_step, init_state, train_step
 
@@ -89,7 +90,7 @@ def plan_training(c: config.Experiment, topology: str) -> Plan:
     optimizer = make_optimizer(c.optimizer, c.train.steps)
     state = _placed(partial(init_state, c, optimizer), mesh)
     shape = (c.train.batch, c.data.row_length)
-    kinds = dict.fromkeys(("tokens", "targets", "segments", "positions"), jnp.int32)
+    kinds = dict.fromkeys(INTEGERS, jnp.int32)
     batch = {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
         for name, dtype in (kinds | {"weights": jnp.float32}).items()

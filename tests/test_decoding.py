@@ -8,7 +8,7 @@ from conftest import CHAMELEON
 from flax import nnx
 
 from cm3leon_jax import config
-from cm3leon_jax.decoding.engine import draw_codes, draw_text, pad_prompts
+from cm3leon_jax.decoding.engine import count_codes, draw_codes, draw_text, pad_prompts
 from cm3leon_jax.decoding.logits import Guidance, Sampling
 from cm3leon_jax.models.cache import empty_cache
 from cm3leon_jax.models.transformer import Transformer
@@ -38,8 +38,17 @@ def prompts_of(c: config.Model, lengths=(3, 7, 5)) -> list[np.ndarray]:
 def read_in_one_go(model: Transformer, ids: np.ndarray) -> np.ndarray:
     """Logits after every id, without cache or padding."""
     tokens = jnp.asarray(ids)[None]
-    hidden = model(tokens, jnp.ones_like(tokens), jnp.arange(len(ids))[None])
+    places = count_codes(ids, model.image_start)[None]  # right where no image has a hole
+    hidden = model(tokens, jnp.ones_like(tokens), jnp.arange(len(ids))[None], places)
     return np.asarray(hidden[0] @ model.head_table().T)
+
+
+def test_codes_are_counted_within_unbroken_runs():
+    for ids, expected in (
+        ([1, 9, 9, 9, 3, 9, 9], [-1, 0, 1, 2, -1, 0, 1]),
+        ([9, 9, 2, 2, 9, 2, 9], [0, 1, -1, -1, 0, -1, 0]),
+    ):
+        np.testing.assert_array_equal(count_codes(np.array(ids), 9), expected)
 
 
 def keys_of(rows: int, seed: int = 0) -> jax.Array:
@@ -78,7 +87,8 @@ def test_cached_hidden_states_equal_teacher_forcing(model):
         )
     for row, prompt in enumerate(prompts):
         tokens = jnp.asarray(prompt)[None]
-        whole = model(tokens, jnp.ones_like(tokens), jnp.arange(len(prompt))[None])
+        ones = jnp.ones_like(tokens)
+        whole = model(tokens, ones, jnp.arange(len(prompt))[None], -ones)
         np.testing.assert_allclose(hidden[row, -1], whole[0, -1], atol=1e-4)
 
 

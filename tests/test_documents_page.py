@@ -16,7 +16,7 @@ from cm3leon_jax.evaluation import report
 from cm3leon_jax.evaluation.documents import page
 from cm3leon_jax.evaluation.rows import Origin, Watched, read_row
 from cm3leon_jax.tokens.document import Document, Image, Text
-from cm3leon_jax.tokens.objective import relocate, rng_for, rotate, token_weights
+from cm3leon_jax.tokens.objective import code_places, relocate, rng_for, rotate, token_weights
 from cm3leon_jax.tokens.packing import Example, fill_row, stack
 from cm3leon_jax.tokens.vocabulary import Vocabulary
 
@@ -81,13 +81,18 @@ def pair(caption: str, first: int = 0) -> tuple[Text, Image]:
     return Text(make_text().encode(caption)), Image(range(first, first + 4))
 
 
+def alone(ids: np.ndarray) -> Example:
+    """Ids of weight 1; a page does not show places."""
+    return Example(ids, np.ones(len(ids)), np.full(len(ids), -1))
+
+
 def show(c: config.Experiment, *given: tuple[Origin, list[tuple[int, int]]]) -> Read:
     """The page of one row: documents, each with the spans that are masked in it."""
     vocabulary, examples = Vocabulary.of(c.model), []
     for origin, chosen in given:
         ids = relocate(origin.document.to_ids(vocabulary), chosen, vocabulary)
         weights = token_weights(ids, vocabulary, c.objective, origin.document.main_start)
-        examples.append(Example(ids, weights))
+        examples.append(Example(ids, weights, code_places(ids, vocabulary)))
     batch = stack([fill_row(examples, c.data.row_length)])
     text = page(batch, [origin for origin, _ in given], make_text(), decode, c)
     return Read(text)
@@ -224,7 +229,7 @@ def test_figures_count_what_is_in_the_batch(small):
     documents = [Document(pair("a cab"), [Document(pair("ace", 4))]), Document(pair("dad"))]
     vocabulary = Vocabulary.of(c.model)
     every = [document.to_ids(vocabulary) for document in documents]
-    rows = [fill_row([Example(ids, np.ones(len(ids)))], c.data.row_length) for ids in every]
+    rows = [fill_row([alone(ids)], c.data.row_length) for ids in every]
     text = page(stack(rows), [Origin(d) for d in documents], make_text(), decode, c)
     words = re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", text))
     places = [len(ids) - 1 for ids in every]
@@ -255,7 +260,7 @@ def test_figures_tell_whole_from_partial_masks_and_weigh_the_loss(wide):
 def test_rows_without_examples_are_shown_empty(small):
     document = Document(pair("a cab"))
     ids = document.to_ids(Vocabulary.of(small.model))
-    rows = [fill_row([Example(ids, np.ones(len(ids)))], 48), fill_row([], 48)]
+    rows = [fill_row([alone(ids)], 48), fill_row([], 48)]
     read = Read(page(stack(rows), [Origin(document)], make_text(), decode, small))
     assert "0 documents, 0 of 48 places filled: 0%" in read.words
 
@@ -270,7 +275,8 @@ def test_a_row_is_read_back_as_it_was_packed(seed):
         document = Document([Text(rng.integers(0, 30, 5)), Image(rng.integers(0, 10, 9))])
         ids = document.to_ids(vocabulary)
         rotated = rotate(ids, vocabulary, rng_for(seed, 0, index), objective)
-        examples.append(Example(rotated, np.append(0, rng.random(len(rotated) - 1))))
+        weights = np.append(0, rng.random(len(rotated) - 1))
+        examples.append(Example(rotated, weights, code_places(rotated, vocabulary)))
         origins[ids.tobytes()] = Origin(document, str(index))
     found = read_row(fill_row(examples, 200), vocabulary, origins)
     for index, (seen, example) in enumerate(zip(found, examples, strict=True)):
@@ -284,7 +290,7 @@ def test_a_row_is_read_back_as_it_was_packed(seed):
 
 def test_an_example_from_nowhere_is_refused(small):
     ids = Document(pair("a cab")).to_ids(Vocabulary.of(small.model))
-    batch = stack([fill_row([Example(ids, np.ones(len(ids)))], 48)])
+    batch = stack([fill_row([alone(ids)], 48)])
     with pytest.raises(ValueError, match=r"example 1 of a row has no origin: .* Watched examples"):
         page(batch, [Origin(Document(pair("dad")))], make_text(), decode, small)
 

@@ -6,9 +6,11 @@ import optax
 import pytest
 from flax import nnx
 
+from cm3leon_jax import config
 from cm3leon_jax.evaluation.gain import ROWS, main_losses, retrieval_gain
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.tokens.document import Document, Image, Text
+from cm3leon_jax.tokens.objective import code_places
 from cm3leon_jax.tokens.vocabulary import BREAK, EOS, Vocabulary
 
 
@@ -27,15 +29,18 @@ def model(small) -> Transformer:
     return Transformer(small.model, rngs=nnx.Rngs(0))
 
 
-def test_main_losses_are_those_of_the_main_tokens_alone(small, model):
+def test_main_losses_are_those_of_the_main_tokens_alone(small):
+    c = config.replace(small, {"model.code_positions": True})
+    model = Transformer(c.model, rngs=nnx.Rngs(0))
     for document in make(small, 3, 2):
         ids = document.to_ids(Vocabulary.of(small.model)).astype(np.int32)
         tokens, targets = ids[None, :-1], ids[1:]
-        hidden = model(tokens, np.ones_like(tokens), np.arange(tokens.shape[1])[None])
+        places = code_places(ids, Vocabulary.of(c.model))[None, :-1]
+        hidden = model(tokens, np.ones_like(tokens), np.arange(tokens.shape[1])[None], places)
         logits = (hidden @ model.head_table().T)[0]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         wanted = losses[document.main_start - 1 :].mean()
-        np.testing.assert_allclose(main_losses(small, model, [document])[0], wanted, rtol=1e-5)
+        np.testing.assert_allclose(main_losses(c, model, [document])[0], wanted, rtol=1e-5)
 
 
 def test_more_documents_than_one_call_takes_change_nothing(small, model):
@@ -67,8 +72,9 @@ def test_the_gain_is_positive_for_a_model_that_copies_and_zero_for_one_that_cann
     def learn(model, moments, ids):
         def loss(model):
             tokens = ids[:, :-1]
+            ones = jax.numpy.ones_like(tokens)
             places = jax.numpy.broadcast_to(jax.numpy.arange(tokens.shape[1]), tokens.shape)
-            logits = model(tokens, jax.numpy.ones_like(tokens), places) @ model.head_table().T
+            logits = model(tokens, ones, places, -ones) @ model.head_table().T
             return optax.softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:]).mean()
 
         updates, moments_after = optimizer.update(jax.grad(loss)(model), moments, model)

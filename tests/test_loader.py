@@ -23,7 +23,9 @@ from cm3leon_jax.data.loader import (
     token_batches,
 )
 from cm3leon_jax.data.shards import CodedRecord
+from cm3leon_jax.tokens.document import Document
 from cm3leon_jax.tokens.objective import restore, rng_for
+from cm3leon_jax.tokens.packing import fill_row
 from cm3leon_jax.tokens.vocabulary import BREAK, EOS, EOSS, Vocabulary
 
 
@@ -72,6 +74,22 @@ def run_hosts(c: config.Experiment, hosts: int, steps: int, position: list[int])
     for read in reads:
         read.close()
     return batches, positions
+
+
+def test_a_code_stands_in_its_image_where_the_batch_says(small):
+    c = config.replace(small, {"objective.rate": 2.0, "objective.whole_segment": 0.0})
+    batch, vocabulary, broken = next(iter(stream(c))), Vocabulary.of(c.model), 0
+    for row in range(c.train.batch):
+        for segment, ids in enumerate(rotated(batch, row), start=1):
+            image = Document.from_ids(restore(ids, vocabulary), vocabulary).segments[1].codes
+            at = batch["codes_at"][row][batch["segments"][row] == segment]
+            is_code = vocabulary.is_image(ids[:-1])
+            codes = vocabulary.codes(ids[:-1][is_code])
+            assert [image[place] for place in at[is_code]] == codes.tolist()
+            assert set(at[~is_code]) == {-1}
+            broken += at[is_code].tolist() != list(range(len(image)))
+    assert broken > 2
+    assert set(batch["codes_at"][batch["segments"] == 0]) == {-1}
 
 
 def test_seeking_gives_the_same_batches(small):
@@ -246,7 +264,7 @@ def test_a_fixed_batch_has_the_first_documents_in_order_and_none_twice(small):
     assert_same(batch, fixed_batch(examples, c))
     few = fixed_batch(make_examples(c, 1), c)
     assert len(rotated(few, 0)) == 1
-    assert not any(np.any(values[1]) for values in few.values())
+    assert_same({name: values[1] for name, values in few.items()}, fill_row([], c.data.row_length))
 
 
 def test_positions_that_do_not_fit_are_refused(small):

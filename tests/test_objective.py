@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from cm3leon_jax.config import Objective
 from cm3leon_jax.tokens.document import Document, Image, Text, spans
 from cm3leon_jax.tokens.objective import (
+    code_places,
     draw_spans,
     provenance,
     relocate,
@@ -81,6 +82,29 @@ def test_layout_is_that_of_the_paper():
     assert moved.tolist() == [*source, M0, b, c, EOSS, M1, d, e, EOSS]
     origin = [0, 1, -1, 4, -1, 7, -1, 2, 3, -1, -1, 5, 6, -1]
     assert provenance(moved, VOCABULARY).tolist() == origin
+
+
+@settings(max_examples=500, deadline=None)
+@given(documents, objectives, seeds)
+def test_codes_keep_their_place_in_their_image_through_any_rotation(document, objective, seed):
+    ids = document.to_ids(VOCABULARY)
+    found = spans(ids, VOCABULARY)
+    marks = np.zeros(len(ids), np.uint32)  # what is moved in the same way as the ids
+    for kind, start, length in found:
+        if kind == "image":
+            marks[start : start + length] = 1000 + np.arange(length)
+    chosen = draw_spans(found, rng_for(seed, 0, 0), objective)
+    moved = relocate(marks, chosen, VOCABULARY).astype(np.int32)
+    places = code_places(relocate(ids, chosen, VOCABULARY), VOCABULARY)
+    assert places.tolist() == np.where(moved >= 1000, moved - 1000, -1).tolist()
+    assert places.dtype == np.int32
+
+
+def test_codes_behind_a_hole_and_in_its_fill_have_their_true_place():
+    ids = Document([Text([0]), Image(range(5))], [Document([Image([7, 8])])]).to_ids(VOCABULARY)
+    # <eos> 7 8 <break> 0 <break> 0 <mask:0> 3 4 <eos> <mask:0> 1 2 <eoss>
+    places = code_places(relocate(ids, [(7, 9)], VOCABULARY), VOCABULARY)
+    assert places.tolist() == [-1, 0, 1, -1, -1, -1, 0, -1, 3, 4, -1, -1, 1, 2, -1]
 
 
 def test_no_span_leaves_the_document_as_it_is():

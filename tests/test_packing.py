@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cm3leon_jax.config import Objective
 from cm3leon_jax.tokens.document import Document, Image, Text
-from cm3leon_jax.tokens.objective import restore, rng_for, rotate
+from cm3leon_jax.tokens.objective import code_places, restore, rng_for, rotate
 from cm3leon_jax.tokens.packing import Batch, Example, fill_row, stack, take_fitting
 from cm3leon_jax.tokens.vocabulary import Vocabulary
 
@@ -15,7 +15,9 @@ VOCABULARY = Vocabulary(specials=32, sentinels=20, text=30, images=10)
 
 
 def make(*ids: int) -> Example:
-    return Example(np.array(ids), np.arange(len(ids), dtype=np.float32))
+    """Weights 0, 1, 2, ... and places 10, 11, 12, ..."""
+    count = np.arange(len(ids))
+    return Example(np.array(ids), count.astype(np.float32), 10 + count)
 
 
 def pack(examples: list[Example], length: int) -> list[Batch]:
@@ -45,6 +47,7 @@ def test_row_holds_shifted_examples_side_by_side():
         "weights": [1, 2, 1, 0, 0],
         "segments": [1, 1, 2, 0, 0],
         "positions": [0, 1, 0, 0, 0],
+        "codes_at": [10, 11, 10, -1, -1],
     }
     assert {name: str(values.dtype) for name, values in row.items()} == {
         "tokens": "int32",
@@ -52,6 +55,7 @@ def test_row_holds_shifted_examples_side_by_side():
         "weights": "float32",
         "segments": "int32",
         "positions": "int32",
+        "codes_at": "int32",
     }
 
 
@@ -71,7 +75,8 @@ def test_no_image_and_no_relocated_span_is_cut():
     examples = []
     for index in range(100):
         rotated = rotate(ids, VOCABULARY, rng_for(0, 0, index), Objective(rate=4.0), length + 1)
-        examples.append(Example(rotated, np.ones(len(rotated))))
+        places = code_places(rotated, VOCABULARY)
+        examples.append(Example(rotated, np.ones(len(rotated)), places))
     packed = [found for row in pack(examples, length) for found in examples_of(row)]
     assert len(packed) == 100
     assert all(restore(found, VOCABULARY).tolist() == ids.tolist() for found in packed)
@@ -95,8 +100,12 @@ def test_too_long_an_example_is_refused_with_both_numbers():
         fill_row([make(1, 2, 3), make(1, 2, 3)], length=3)
 
 
-def test_example_needs_a_weight_for_every_id():
-    with pytest.raises(ValueError, match=r"ids \[3\], weights \[2\]"):
-        Example(np.arange(3), np.ones(2))
+def test_example_needs_a_weight_and_a_place_for_every_id():
+    with pytest.raises(ValueError, match=r"ids \[3\], weights \[2\], codes_at \[3\]"):
+        Example(np.arange(3), np.ones(2), np.arange(3))
+    with pytest.raises(ValueError, match=r"codes_at \[4\]"):
+        Example(np.arange(3), np.ones(3), np.arange(4))
+    with pytest.raises(ValueError, match=r"ids \[2, 1\]"):
+        Example(*[np.ones((2, 1))] * 3)
     with pytest.raises(ValueError, match=r"ids \[1\]"):
         make(1)

@@ -49,7 +49,7 @@ def test_train_flops_are_those_of_the_programs_products(small, form):
     state = jax.eval_shape(
         partial(init_state, c, make_optimizer(c.optimizer, 1)), jax.random.key(0)
     )
-    names = ("tokens", "targets", "segments", "positions", "weights")
+    names = ("tokens", "targets", "segments", "positions", "codes_at", "weights")
     rows = {name: jnp.ones((batch, length), jnp.int32) for name in names}
     gradient = jax.grad(lambda model: token_loss(c, model, rows).total)
     found = product_flops(jax.make_jaxpr(gradient)(state.model).jaxpr)

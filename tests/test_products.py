@@ -49,7 +49,7 @@ def test_gradients_of_a_product_are_those_of_einsum(axes):
 def test_each_product_of_a_layer_is_int8_forward_and_backward(small, form, weights):
     c = config.replace(small, form | {"model.quantize": "int8"})
     model = Transformer(c.model, rngs=nnx.Rngs(0))
-    rows = [jnp.ones((2, 16), int)] * 3
+    rows = [jnp.ones((2, 16), int)] * 4
     loss = lambda model: model(*rows).sum()  # noqa: E731
     assert count_int8(loss, model) == weights
     assert count_int8(jax.grad(loss), model) == 3 * weights  # and by input and by weight

@@ -82,7 +82,8 @@ def test_every_recipe_has_a_train_step(name):
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(state.model))
     assert count - math.prod(features) * ("codebook" in trained) == c.model.parameters
     shape = (c.train.batch, c.data.row_length)
-    whole = dict.fromkeys(("tokens", "targets", "segments", "positions"), jnp.int32)
+    names = ("tokens", "targets", "segments", "positions", "codes_at")
+    whole = dict.fromkeys(names, jnp.int32)
     kinds = whole | {"weights": jnp.float32}
     batch = {name: jax.ShapeDtypeStruct(shape, kind) for name, kind in kinds.items()}
     step = functools.partial(train_step, c, optimizer, make_schedule(c.optimizer, c.train.steps))

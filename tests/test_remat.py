@@ -28,7 +28,7 @@ def form(small: config.Experiment) -> config.Experiment:
 def loss(model: Transformer) -> jax.Array:
     tokens = jax.random.randint(jax.random.key(1), (B, T), 5, model.config.vocabulary)
     segments = jnp.broadcast_to(jnp.arange(T) // 50, tokens.shape)
-    return jnp.square(model(tokens, segments, segments)).sum()
+    return jnp.square(model(tokens, segments, segments, segments)).sum()
 
 
 def build(c: config.Experiment, preset: str) -> Transformer:

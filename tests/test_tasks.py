@@ -19,7 +19,7 @@ from cm3leon_jax.data.shards import CodedRecord, write_shards
 from cm3leon_jax.data.tasks import add_mixture, add_task, resolve
 from cm3leon_jax.mapped import finish_mapped, write_mapped_part
 from cm3leon_jax.retrieval.strategy import NEIGHBOUR
-from cm3leon_jax.tokens.objective import restore, rng_for, token_weights
+from cm3leon_jax.tokens.objective import code_places, restore, rng_for, token_weights
 from cm3leon_jax.tokens.packing import Example, fill_row, take_fitting
 from cm3leon_jax.tokens.text import TextTokenizer
 from cm3leon_jax.tokens.vocabulary import Vocabulary
@@ -89,6 +89,7 @@ def read(name: str, split: str = "train", **options: Any) -> list[Example]:
         Example(
             np.append(features["tokens"][:1], features["targets"]),
             np.append(np.float32(1), decode(features["weight_codes"])),
+            np.append(features["places"] - 2, -1),  # no document ends with a code
         )
         for features in dataset.as_numpy_iterator()
     ]
@@ -113,7 +114,7 @@ def convert(examples: list[Example], **options: Any) -> list[dict[str, np.ndarra
     def features() -> Iterator[dict[str, np.ndarray]]:
         for example in examples:
             arrays = example.ids[:-1], example.ids[1:], encode_weights(example.weights[1:])
-            yield dict(zip(FEATURES, arrays))
+            yield dict(zip(FEATURES, (*arrays, example.codes_at[:-1] + 2), strict=True))
 
     form = {name: tf.TensorSpec([None], tf.int32) for name in FEATURES}
     dataset = tf.data.Dataset.from_generator(features, output_signature=form)
@@ -151,6 +152,7 @@ def test_without_drawing_seqio_reads_exactly_the_examples_of_our_loader(runs):
     assert ids_of(found) == ids_of(expected)
     for example, other in zip(found, expected):
         np.testing.assert_array_equal(example.weights[1:], other.weights[1:])
+        np.testing.assert_array_equal(example.codes_at, other.codes_at)
 
 
 def test_examples_are_masked_documents_behind_their_neighbours_with_exact_weights(runs):
@@ -163,6 +165,7 @@ def test_examples_are_masked_documents_behind_their_neighbours_with_exact_weight
         assert restore(example.ids, vocabulary).tolist() == document.to_ids(vocabulary).tolist()
         weights = token_weights(example.ids, vocabulary, c.objective, document.main_start)
         np.testing.assert_array_equal(example.weights[1:], weights[1:])
+        np.testing.assert_array_equal(example.codes_at, code_places(example.ids, vocabulary))
         seen.update(weights[1:].tolist())
     assert seen == {0.0, float(np.float32(0.1)), 1.0}
 
@@ -192,7 +195,11 @@ def test_seqio_packs_the_rows_that_our_packing_fills():
     rng = np.random.default_rng(0)
     values = np.array([0, 0.1, 1, 1e-30, 3e38], np.float32)
     examples = [
-        Example(rng.integers(1, 128, size, np.int32), rng.choice(values, size))
+        Example(
+            rng.integers(1, 128, size, np.int32),
+            rng.choice(values, size),
+            rng.integers(-1, 5, size, np.int32),
+        )
         for size in rng.integers(2, ROW // 2, 2 * ROW + 10)
     ]
     expected = []

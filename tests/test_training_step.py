@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import make_examples, make_text
+from flax import nnx
 
 from cm3leon_jax import config
 from cm3leon_jax.data.loader import token_batches
+from cm3leon_jax.decoding.engine import count_codes
+from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.sharding import make_mesh, shardings
 from cm3leon_jax.training.optimizer import make_optimizer, make_schedule
 from cm3leon_jax.training.step import (
@@ -19,6 +22,7 @@ from cm3leon_jax.training.step import (
     eval_step,
     init_sharded,
     init_state,
+    token_loss,
     train_step,
 )
 
@@ -138,6 +142,24 @@ def test_training_overfits(small):
     ends = float(metrics["loss"] * metrics["tokens"]) / np.sum(batch["positions"] == 0)
     assert ends < np.log(4) + 2.0
     assert float(eval_step(c, state.model, batch)["loss"]) < 0.3
+
+
+@pytest.mark.parametrize("has_places", [True, False])
+def test_the_loss_sees_where_in_its_image_a_code_stands(small, has_places):
+    spans = {"objective.rate": 2.0, "objective.whole_segment": 0.0}
+    c = config.replace(small, spans | {"model.code_positions": has_places})
+    model = Transformer(c.model, rngs=nnx.Rngs(0))
+    batch = next(iter(token_batches([(make_examples(c), 1.0)], make_text(), c)))
+    # Counted anew behind each hole, as if the fill were an image of its own.
+    counted = batch | {
+        "codes_at": np.stack([count_codes(row, model.image_start) for row in batch["tokens"]])
+    }
+    assert np.any(counted["codes_at"] != batch["codes_at"])
+    trained = jax.jit(lambda model, batch: token_loss(c, model, batch).means()["loss"])
+    evaluated = jax.jit(lambda model, batch: eval_step(c, model, batch)["loss"])
+    for loss in (trained, evaluated):
+        difference = float(loss(model, batch) - loss(model, counted))
+        assert (abs(difference) > 1e-4) == has_places
 
 
 def test_the_codebook_is_not_trained_and_its_projection_is(small):

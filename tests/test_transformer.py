@@ -9,7 +9,7 @@ from flax import nnx
 
 from cm3leon_jax import config
 from cm3leon_jax.models.attention import attend
-from cm3leon_jax.models.transformer import Transformer, code_index, rotate
+from cm3leon_jax.models.transformer import Transformer, rotate
 
 FORMS = {
     "cm3leon": {},
@@ -31,7 +31,10 @@ def build(c: config.Experiment, seed: int = 0) -> Transformer:
 
 def rows(c: config.Experiment, batch: int = 2, length: int = 20) -> tuple[jax.Array, ...]:
     tokens = jax.random.randint(jax.random.key(1), (batch, length), 5, c.model.vocabulary)
-    return tokens, jnp.ones_like(tokens), jnp.broadcast_to(jnp.arange(length), tokens.shape)
+    is_code = tokens >= c.model.specials + c.model.text_pieces
+    codes_at = jnp.where(is_code, jnp.arange(length) % 4, -1)
+    positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+    return tokens, jnp.ones_like(tokens), positions, codes_at
 
 
 @pytest.fixture(params=FORMS, ids=list(FORMS))
@@ -40,25 +43,23 @@ def form(request: pytest.FixtureRequest, small: config.Experiment) -> config.Exp
 
 
 def test_later_tokens_do_not_reach_earlier_positions(form):
-    model, (tokens, segments, positions) = build(form), rows(form)
+    model, (tokens, *others) = build(form), rows(form)
     changed = tokens.at[:, 12].set((tokens[:, 12] + 1) % form.model.vocabulary)
-    before, after = model(tokens, segments, positions), model(changed, segments, positions)
+    before, after = model(tokens, *others), model(changed, *others)
     np.testing.assert_array_equal(before[:, :12], after[:, :12])
     assert np.abs(before[:, 12:] - after[:, 12:]).max() > 1e-3
 
 
 def test_packed_documents_do_not_see_one_another(form):
-    model, (tokens, _, _) = build(form), rows(form, batch=1)
+    model, (tokens, _, _, codes_at) = build(form), rows(form, batch=1)
     lengths = (7, 13)
     segments = jnp.repeat(jnp.array([1, 2]), jnp.array(lengths))[None]
     positions = jnp.concatenate([jnp.arange(n) for n in lengths])[None]
-    # A text token at the border, so that a run of codes does not reach across it.
-    tokens = tokens.at[0, 7].set(20)
-    packed = model(tokens, segments, positions)
+    packed = model(tokens, segments, positions, codes_at)
     for start, length in ((0, 7), (7, 13)):
         part = slice(start, start + length)
         ones = jnp.ones((1, length), int)
-        alone = model(tokens[:, part], ones, jnp.arange(length)[None])
+        alone = model(tokens[:, part], ones, jnp.arange(length)[None], codes_at[:, part])
         np.testing.assert_allclose(packed[:, part], alone, atol=2e-5)
 
 
@@ -100,9 +101,10 @@ def test_paper_initialisation(small):
 
 def test_rotary_positions_are_relative(small):
     form = config.replace(small, CHAMELEON)
-    model, (tokens, segments, positions) = build(form), rows(form)
-    hidden = model(tokens, segments, positions)
-    np.testing.assert_allclose(hidden, model(tokens, segments, positions + 17), atol=1e-4)
+    model, (tokens, segments, positions, codes_at) = build(form), rows(form)
+    hidden = model(tokens, segments, positions, codes_at)
+    moved = model(tokens, segments, positions + 17, codes_at)
+    np.testing.assert_allclose(hidden, moved, atol=1e-4)
     x = jax.random.normal(jax.random.key(0), (1, 5, 2, 8))
     norms = jnp.linalg.norm(rotate(x, jnp.arange(5)[None], 1e4), axis=-1)
     np.testing.assert_allclose(norms, jnp.linalg.norm(x, axis=-1), rtol=1e-5)
@@ -122,10 +124,24 @@ def test_attention_equals_a_plain_numpy_one():
         np.testing.assert_allclose(context[b, t, n], expected, atol=1e-5)
 
 
-def test_code_index_counts_within_unbroken_runs():
-    tokens = jnp.array([[1, 9, 9, 9, 3, 9, 9], [9, 9, 2, 2, 9, 2, 9]])
-    expected = [[-1, 0, 1, 2, -1, 0, 1], [0, 1, -1, -1, 0, -1, 0]]
-    np.testing.assert_array_equal(code_index(tokens, 9), expected)
+def test_a_code_is_told_its_place_in_its_image_and_other_tokens_are_not(small):
+    form = config.replace(small, FORMS["codes"])
+    model, (tokens, segments, positions, codes_at) = build(form), rows(form)
+    at = int(jnp.argmax(codes_at[0] == 1))
+    hidden = model(tokens, segments, positions, codes_at)
+    moved = model(tokens, segments, positions, codes_at.at[0, at].set(2))
+    np.testing.assert_array_equal(hidden[0, :at], moved[0, :at])
+    np.testing.assert_array_equal(hidden[1], moved[1])
+    assert np.abs(hidden[0, at] - moved[0, at]).max() > 0.01
+    # Only what is told place 0 takes the first vector: no text does.
+    table = model.code_positions[...]
+    model.code_positions[...] = table.at[0].set(-table[0])
+    changed = jnp.any(model(tokens, segments, positions, codes_at) != hidden, axis=-1)
+    for row in range(2):
+        first = int(jnp.argmax(codes_at[row] == 0))
+        assert codes_at[row, first] == 0
+        assert not changed[row, :first].any()
+        assert changed[row, first]
 
 
 def test_codes_that_look_alike_start_alike(small):

@@ -17,7 +17,7 @@ from cm3leon_jax.data.shards import CodedRecord, Shards
 from cm3leon_jax.data.templates import TEMPLATES, Parts
 from cm3leon_jax.mapped import Mapped
 from cm3leon_jax.tokens.document import Document, Image, Text
-from cm3leon_jax.tokens.objective import rotate, token_weights
+from cm3leon_jax.tokens.objective import code_places, rotate, token_weights
 from cm3leon_jax.tokens.packing import Example
 from cm3leon_jax.tokens.text import TextTokenizer
 from cm3leon_jax.tokens.vocabulary import Vocabulary
@@ -139,13 +139,13 @@ class Examples:
         return Document(main, retrieved)
 
     def example(self, index: int, rng: np.random.Generator) -> Example:
-        """The document, rotated, with the loss weight of every id."""
+        """The document, rotated, with the loss weight and the place in its image of every id."""
         document = self.document(index, rng)
         ids = document.to_ids(self._vocabulary, self._c.model.image_tokens)
         longest, objective = self._c.data.row_length + 1, self._c.objective
         rotated = rotate(ids, self._vocabulary, rng, objective, longest)
         weights = token_weights(rotated, self._vocabulary, objective, document.main_start)
-        return Example(rotated, weights)
+        return Example(rotated, weights, code_places(rotated, self._vocabulary))
 
     def _draw(self, index: int, rng: np.random.Generator) -> list[int]:
         """Rows of the memory: least to most of the neighbours, in a random order, or none."""

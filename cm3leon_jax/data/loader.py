@@ -71,7 +71,7 @@ def token_batches(
     c: config.Experiment,
     rows: Sequence[int] | None = None,
 ) -> Stream:
-    """Masked and packed rows, all [B T]: tokens targets weights segments positions.
+    """Masked and packed rows, all [B T]: tokens targets weights segments positions codes_at.
 
     Sources take turns by their rates, which are shares of the examples read; each is shuffled, and
     masked, anew in each of its epochs. Example k of row r is place k * B + r of one endless

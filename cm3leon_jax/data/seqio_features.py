@@ -1,7 +1,7 @@
 """Our documents in SeqIO's terms: where they are, what is done to them, and batches of ours.
 
     {split, index}  --join-->  {tokens, main_start}  --cache, if any-->  --mask-->
-    {tokens, targets, weight_codes}  --converter-->  tokens targets weights segments positions
+    {tokens, targets, weight_codes, places}  --converter-->  the keys of `packing.fill_row`
 
 Texts are spelt by our own TextTokenizer before SeqIO sees them: its SentencePiece vocabulary would
 read `<unk>` from the same file where ours spells the character in bytes. So the features carry
@@ -22,11 +22,12 @@ from cm3leon_jax.checkpoint import read_experiment
 from cm3leon_jax.config import Experiment
 from cm3leon_jax.data.examples import Examples, Source
 from cm3leon_jax.data.shards import Shards
-from cm3leon_jax.tokens.objective import rng_for, rotate, token_weights
+from cm3leon_jax.tokens.objective import code_places, rng_for, rotate, token_weights
+from cm3leon_jax.tokens.packing import INTEGERS
 from cm3leon_jax.tokens.text import TextTokenizer
 from cm3leon_jax.tokens.vocabulary import Vocabulary
 
-FEATURES = ("tokens", "targets", "weight_codes")
+FEATURES = ("tokens", "targets", "weight_codes", "places")
 SHUFFLED = 1 << 20  # places among which the next one is drawn
 
 Integers = NDArray[np.integer]
@@ -147,7 +148,8 @@ def task_parts(sources: Mapping[str, Source], home: Path) -> dict[str, Any]:
             rng = np.random.default_rng(seed)
             rotated = rotate(ids, vocabulary, rng, objective, longest)
             weights = token_weights(rotated, vocabulary, objective, int(start))
-            parts = rotated[:-1], rotated[1:], encode_weights(weights[1:])
+            places = code_places(rotated, vocabulary)[:-1] + 2  # so that none is 0, padding
+            parts = rotated[:-1], rotated[1:], encode_weights(weights[1:]), places
             return tuple(part.astype(np.int32) for part in parts)
 
         inputs = (document["tokens"], document["main_start"], *seed)
@@ -174,10 +176,10 @@ def task_parts(sources: Mapping[str, Source], home: Path) -> dict[str, Any]:
 def feature_converter() -> Any:
     """The class of `seqio.FeatureConverter` that makes our rows, all [T]; batch them as you like.
 
-    tokens targets segments positions int32, weights float32, as `packing.fill_row` gives them. One
-    length serves all task features: T. SeqIO packs T examples at a time and closes a row behind
-    them; until then its rows are those of `packing.take_fitting`. Without packing each example has
-    a row of its own.
+    tokens targets segments positions codes_at int32, weights float32, as `packing.fill_row` gives
+    them. One length serves all task features: T. SeqIO packs T examples at a time and closes a row
+    behind them; until then its rows are those of `packing.take_fitting`. Without packing each
+    example has a row of its own.
     """
     seqio = import_seqio()
     import tensorflow as tf
@@ -187,7 +189,7 @@ def feature_converter() -> Any:
     class CM3FeatureConverter(seqio.FeatureConverter):  # type: ignore[misc, name-defined]
         TASK_FEATURES = {name: spec(tf.int32) for name in FEATURES}  # noqa: RUF012
         MODEL_FEATURES = {  # noqa: RUF012
-            **{name: spec(tf.int32) for name in ("tokens", "targets", "segments", "positions")},
+            **{name: spec(tf.int32) for name in INTEGERS},
             "weights": spec(tf.float32),
         }
         PACKING_FEATURE_DTYPES: Mapping[str, Any] = {}  # segments and positions are always there
@@ -205,6 +207,7 @@ def feature_converter() -> Any:
                 "segments": row.get("tokens_segment_ids", alone),
                 "positions": row.get("tokens_positions", tf.range(tf.size(alone)) * alone),
                 "weights": tf.bitcast(codes, tf.float32),
+                "codes_at": tf.maximum(row["places"], 1) - 2,
             }
 
         def get_model_feature_lengths(

@@ -107,7 +107,8 @@ def _prefill(
     def read(cache: Any, numbered: tuple[jax.Array, Prompts]) -> tuple[Any, jax.Array]:
         index, part = numbered
         small = empty_cache(model.config, size, length, int8)
-        hidden, small = model.read_prompts(*map(jnp.asarray, part), small, table)
+        tokens, codes_at, start = map(jnp.asarray, part)
+        hidden, small = model.read_prompts(tokens, codes_at, start, small, table)
 
         def put(store: jax.Array, new: jax.Array) -> jax.Array:
             new, at = jnp.repeat(new, samples, axis=1), (0, index * size * samples, 0, 0, 0)

@@ -69,7 +69,7 @@ def page(
     c: config.Experiment,
     title: str = "What training sees",
 ) -> str:
-    """The rows of a batch (all [B T]: tokens targets weights segments positions), self-contained.
+    """The rows of a batch of `token_batches` (all [B T]), self-contained.
 
     `origins` are those of the batch's documents, in any order; more do no harm.
     """

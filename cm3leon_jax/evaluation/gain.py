@@ -13,6 +13,7 @@ from cm3leon_jax import config
 from cm3leon_jax.models.losses import row_losses
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.tokens.document import Document
+from cm3leon_jax.tokens.objective import code_places
 from cm3leon_jax.tokens.packing import Example, fill_row, stack
 from cm3leon_jax.tokens.vocabulary import Vocabulary
 
@@ -57,7 +58,7 @@ def main_losses(
     for document in documents:
         ids = document.to_ids(vocabulary)
         weights = (np.arange(len(ids)) >= document.main_start).astype(np.float32)
-        rows.append(fill_row([Example(ids, weights)], length))
+        rows.append(fill_row([Example(ids, weights, code_places(ids, vocabulary))], length))
     losses = []
     many = -(-ROWS // jax.local_device_count()) * jax.local_device_count()
     for first in range(0, len(rows), many):
@@ -70,6 +71,6 @@ def main_losses(
 @partial(jax.jit, static_argnames="chunk")
 def _row_losses(model: Transformer, batch: dict[str, jax.Array], chunk: int) -> jax.Array:
     """Mean loss of each row [B]."""
-    hidden = model(batch["tokens"], batch["segments"], batch["positions"])
+    hidden = model(batch["tokens"], batch["segments"], batch["positions"], batch["codes_at"])
     arrays = (hidden, model.head_table(), batch["targets"], batch["weights"])
     return row_losses(*arrays, model.image_start, chunk).means()["loss"]

@@ -161,14 +161,19 @@ class Transformer(nnx.Module):
         self.layers = Layers(c, rngs)
         self.final_norm = Norm(c.norm, (c.width,), "embed", c.norm_affine)
 
-    def __call__(self, tokens: jax.Array, segments: jax.Array, positions: jax.Array) -> jax.Array:
-        """Hidden states [B T D] of packed rows; tokens, segments and positions [B T]."""
+    def __call__(
+        self, tokens: jax.Array, segments: jax.Array, positions: jax.Array, codes_at: jax.Array
+    ) -> jax.Array:
+        """Hidden states [B T D] of packed rows; all [B T].
+
+        codes_at is each code's place in its image, -1 elsewhere; read only with `code_positions`.
+        """
 
         def within_row(query: jax.Array, key: jax.Array, value: jax.Array, _: Any, cache: None):
             return attend(query, key, value, segments), cache
 
         table = self.embedding_table()
-        x = self._embed(table, tokens, positions, code_index(tokens, self.image_start))
+        x = self._embed(table, tokens, positions, codes_at)
         product = choose_product(self.config.quantize)
         return self._run(x, positions, product, within_row, None)[0]
 
@@ -205,8 +210,10 @@ class Transformer(nnx.Module):
         cache: Cache,
         table: jax.Array,
     ) -> tuple[jax.Array, Any]:
-        """`extend` for the first tokens [B T] of an empty cache, by training's attention; the hidden
-        states [B D] are those of the last."""
+        """`extend` for the first tokens [B T] of an empty cache, by training's attention.
+
+        The hidden states [B D] are those of the last token.
+        """
         slots = jnp.arange(tokens.shape[1])
         segments = (slots >= start[:, None]).astype(jnp.int32)
 
@@ -282,14 +289,6 @@ class Transformer(nnx.Module):
         body = rematerialize(body, self.config.remat)
         indices = jnp.arange(self.config.layers)
         return jax.lax.scan(body, (x, cache), (self.layers, indices))[0]
-
-
-def code_index(tokens: jax.Array, image_start: int) -> jax.Array:
-    """Each code's place in its unbroken run of codes, -1 where the token is none. [B T] -> [B T]"""
-    at = jnp.arange(tokens.shape[1])
-    is_code = tokens >= image_start
-    last_other = jax.lax.cummax(jnp.where(is_code, -1, at), axis=1)
-    return jnp.where(is_code, at - last_other - 1, -1)
 
 
 def rotate(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:

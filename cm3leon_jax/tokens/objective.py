@@ -111,6 +111,21 @@ def provenance(ids: ArrayLike, vocabulary: Vocabulary) -> NDArray[np.int64]:
     return origin
 
 
+def code_places(ids: ArrayLike, vocabulary: Vocabulary) -> NDArray[np.int32]:
+    """For each rotated id [T] its place in its image; -1 for what is no code.
+
+    A code keeps its place wherever it stands: behind a hole, and in the fill of one.
+    """
+    array = np.asarray(ids)
+    origin = provenance(array, vocabulary)
+    edges = origin[(array == EOS) | (array == BREAK)]  # these never move, so they are in order
+    is_code = vocabulary.is_image(array)
+    codes = origin[is_code]
+    places = np.full(len(array), -1, np.int32)
+    places[is_code] = codes - edges[np.searchsorted(edges, codes) - 1] - 1
+    return places
+
+
 def token_weights(
     ids: ArrayLike, vocabulary: Vocabulary, objective: Objective, main_start: int = 0
 ) -> NDArray[np.float32]:

@@ -11,20 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 Batch = dict[str, NDArray[np.generic]]
-INTEGERS = ("tokens", "targets", "segments", "positions")
+INTEGERS = ("tokens", "targets", "segments", "positions", "codes_at")
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One (rotated) document: ids [n] and the loss weight of each id as a target [n]."""
+    """One (rotated) document: ids [n], each id's loss weight as a target [n], `code_places` [n]."""
 
     ids: NDArray[np.integer]
     weights: NDArray[np.floating]
+    codes_at: NDArray[np.integer]
 
     def __post_init__(self) -> None:
-        if self.ids.ndim != 1 or len(self.ids) < 2 or self.weights.shape != self.ids.shape:
-            shapes = f"ids {list(self.ids.shape)}, weights {list(self.weights.shape)}"
-            raise ValueError(f"Example of {shapes}: use two arrays of one length, at least 2")
+        shapes = {name: array.shape for name, array in vars(self).items()}
+        if shapes != dict.fromkeys(shapes, (max(self.ids.size, 2),)):
+            told = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+            raise ValueError(f"Example of {told}: use three arrays of one length, at least 2")
 
     @property
     def size(self) -> int:
@@ -50,15 +52,17 @@ def take_fitting(examples: Iterable[Example], length: int) -> list[Example]:
 
 
 def fill_row(examples: Sequence[Example], length: int) -> Batch:
-    """One row: tokens targets segments positions int32 [T], weights float32 [T].
+    """One row: tokens targets segments positions codes_at int32 [T], weights float32 [T].
 
     Targets are the next ids of the same example. Segments count from 1, 0 is padding; positions
-    restart in each example; padding has weight 0. More than `length` places raise ValueError.
+    restart in each example; codes_at is a code's place in its image, -1 elsewhere; padding has
+    weight 0. More than `length` places raise ValueError.
     """
     if sum(example.size for example in examples) > length:
         _refuse(examples, length)
     row: Batch = {name: np.zeros(length, np.int32) for name in INTEGERS}
     row["weights"] = np.zeros(length, np.float32)
+    row["codes_at"][:] = -1
     start = 0
     for segment, example in enumerate(examples, start=1):
         place = slice(start, start + example.size)
@@ -67,6 +71,7 @@ def fill_row(examples: Sequence[Example], length: int) -> Batch:
         row["weights"][place] = example.weights[1:]
         row["segments"][place] = segment
         row["positions"][place] = np.arange(example.size)
+        row["codes_at"][place] = example.codes_at[:-1]
         start += example.size
     return row
 

@@ -1,6 +1,7 @@
 """The training step of the transformer: pure functions from (state, batch) to (state, metrics).
 
-B batch, T positions. A batch holds tokens, targets, weights, segments and positions, all [B T].
+B batch, T positions. A batch holds tokens, targets, weights, segments, positions and codes_at,
+all [B T], as `packing.fill_row` makes them.
 """
 
 from collections.abc import Callable
@@ -52,7 +53,7 @@ def start_state(
 
 def token_loss(c: config.Experiment, model: Transformer, batch: Batch) -> TokenLoss:
     """Loss sums of a batch."""
-    hidden = model(batch["tokens"], batch["segments"], batch["positions"])
+    hidden = model(batch["tokens"], batch["segments"], batch["positions"], batch["codes_at"])
     return _loss(c, model, hidden, batch["targets"], batch["weights"])
 
 
@@ -102,7 +103,7 @@ def eval_step(c: config.Experiment, model: Transformer, batch: Batch) -> Metrics
 
     "loss_at_1024" is that of tokens whose place in their example is 1024 or more, up to the next.
     """
-    hidden = model(batch["tokens"], batch["segments"], batch["positions"])
+    hidden = model(batch["tokens"], batch["segments"], batch["positions"], batch["codes_at"])
     means = _loss(c, model, hidden, batch["targets"], batch["weights"]).means()
     size = -(-c.data.row_length // 4)
     for start in range(0, c.data.row_length, size):
