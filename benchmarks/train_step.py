@@ -10,15 +10,14 @@ torch the peak on a GPU.
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks._chameleon import shape, their_model
 from benchmarks.tiny import median_seconds
 from cm3leon_jax import config
-from cm3leon_jax.presets import preset
 from cm3leon_jax.sharding import make_mesh
 from cm3leon_jax.training.optimizer import make_optimizer, make_schedule
 from cm3leon_jax.training.step import compile_step, init_sharded, init_state, train_step
@@ -64,28 +63,6 @@ def measure() -> str:
     )
 
 
-def shape(size: tuple[int, ...], dtype: str, platform: str) -> config.Experiment:
-    """The Chameleon form in a size; its vocabulary is the paper's on a GPU, 8,192 ids on a CPU."""
-    layers, width, heads, mlp, length, rows = size
-    changes: dict[str, Any] = {
-        "model.layers": layers,
-        "model.width": width,
-        "model.heads": heads,
-        "model.mlp": mlp,
-        "model.context": length,
-        "model.dtype": dtype,
-        "data.row_length": length,
-        "train.batch": rows,
-        "objective.z_loss": 0.0,
-        "mesh.fsdp": 1,
-    }
-    if platform == "cpu":
-        changes |= {"model.image_codes": 1024, "image_tokenizer.codes": 1024}
-        changes |= {"model.image_tokens": 256, "image_tokenizer.size": 256}
-        changes |= {"model.text_pieces": 6144, "model.loss_chunk": length}
-    return config.replace(preset("chameleon_7b"), changes)
-
-
 def make_batch(c: config.Experiment) -> dict[str, np.ndarray]:
     """Random ids, every place one of one long document: [B T] each."""
     rows, length = c.train.batch, c.data.row_length
@@ -127,29 +104,10 @@ def their_step(
     On a GPU parameters and moments are float32 and the computation bfloat16, as ours.
     """
     import torch
-    from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
-    m, on_gpu = c.model, torch.cuda.is_available() and jax.devices()[0].platform == "gpu"
-    form = ChameleonConfig(
-        vocab_size=m.vocabulary,
-        hidden_size=m.width,
-        intermediate_size=m.mlp,
-        num_hidden_layers=m.layers,
-        num_attention_heads=m.heads,
-        num_key_value_heads=m.kv_heads or m.heads,
-        max_position_embeddings=m.context,
-        use_cache=False,
-        attn_implementation="sdpa",
-        vocabulary_map={"<image>": 4},
-        # Its image tokenizer takes no part and is dropped; small, it is quick to make.
-        vq_config={"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1},
-    )
+    on_gpu = torch.cuda.is_available() and jax.devices()[0].platform == "gpu"
     device = torch.device("cuda" if on_gpu else "cpu")
-    model = ChameleonForConditionalGeneration(form)
-    model.model.vqmodel = None
-    model = model.to(device).train()
-    count = sum(p.numel() for p in model.parameters())
-    assert count == m.parameters, f"two shapes: {count:,} and {m.parameters:,} parameters"
+    model = their_model(c.model, use_cache=False).to(device).train()
     o = c.optimizer
     rates = {"lr": o.learning_rate, "weight_decay": o.weight_decay, "eps": o.epsilon}
     optimizer = torch.optim.AdamW(model.parameters(), betas=(o.beta1, o.beta2), fused=True, **rates)
