@@ -35,8 +35,8 @@ def draw_in_batches(
     """What `decode` draws after G streams of P prompts: [P*n ...], those of a prompt together.
 
     `decode` gets prompts of all streams and the keys of its samples; new_tokens is how many it
-    draws at most. places and multiple as in `pad_prompts`. Raises ValueError where prompt and new tokens exceed
-    the context.
+    draws at most. places and multiple as in `pad_prompts`. Raises ValueError where prompt and new
+    tokens exceed the context.
     """
     c, longest = model.config, max(len(row) for stream in streams for row in stream)
     if longest + new_tokens > c.context:

@@ -81,7 +81,7 @@ class Drawer:
                 keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 0)
             return draw_codes(self.model, prompts, keys, sampling, guidance, end - first, first)
 
-        return draw_in_batches(self.model, streams, decode, n, seed, end - first, **prompts)
+        return self._in_batches(streams, decode, n, seed, end - first, **prompts)
 
     def fill(
         self, documents: Sequence[Document], temperature: float | None, seed: int
@@ -102,7 +102,7 @@ class Drawer:
             rows, places = zip(
                 *(fill_prompt(d, done, self._vocabulary) for d, done in zip(documents, fills))
             )
-            padding = {"places": [places], "multiple": -(-longest // 16) * 16}
+            padding: dict[str, Any] = {"places": [places], "multiple": -(-longest // 16) * 16}
             if hole.is_image:
                 span = hole.start, hole.stop
                 drawn = self.codes([rows], by_code, Guidance(), 1, seed, span, **padding)
@@ -122,7 +122,8 @@ class Drawer:
         """
         v, c, limit = self._vocabulary, self.model.config, self.defaults.text_tokens
         by_text, by_code = self.text_sampling(temperature), self.image_sampling(temperature)
-        ids, found, closing = document.to_ids(v)[:-1], [], BREAK  # type: ignore[var-annotated]
+        ids, closing = join(document.to_ids(v)[:-1]), BREAK
+        found: list[Text | Image] = []
         while closing == BREAK and len(found) < most:
             ids = join(ids, [BREAK])
             room = c.context - len(ids)
@@ -171,7 +172,7 @@ class Drawer:
                 closings=closings,
             )
 
-        return draw_in_batches(self.model, [rows], decode, 1, seed, limit, **prompts)
+        return self._in_batches([rows], decode, 1, seed, limit, **prompts)
 
     def _next(
         self, ids: NDArray[np.integer], choices: NDArray[np.int32], sampling: Sampling, seed: int
@@ -181,7 +182,13 @@ class Drawer:
         def decode(prompts: Prompts, keys: jax.Array) -> jax.Array:
             return draw_next(self.model, prompts, keys, sampling, Guidance(), jnp.array(choices))
 
-        return int(draw_in_batches(self.model, [[ids]], decode, 1, seed, 0)[0])
+        return int(self._in_batches([[ids]], decode, 1, seed, 0)[0])
+
+    def _in_batches(
+        self, streams: Sequence[Rows], decode: Any, n: int, seed: int, new: int, **prompts: Any
+    ) -> NDArray[np.int32]:
+        require(0 <= seed < 2**63, "seed", seed, "use 0 or more, below 2**63")
+        return draw_in_batches(self.model, streams, decode, n, seed, new, **prompts)
 
 
 def guide_by(scale: float) -> Guidance:

@@ -54,17 +54,16 @@ def fill_prompt(
     """
     segments = [s for d in (*document.retrieved, document) for s in d.segments]
     shown, places = zip(*map(_collapse, segments))
-    parts, at = [Document(shown).to_ids(vocabulary)], [join([-1])]
+    ids, at = Document(shown).to_ids(vocabulary), join([-1])
     for row in places:
-        at += [row, [-1]]  # behind each segment its <break>, behind the last one <eos>
+        at = join(at, row, [-1])  # behind each segment its <break>, behind the last one <eos>
     holes = find_holes(document)
     for index, fill in enumerate(fills):
         _, start, stop, is_image = holes[index]
-        ids = vocabulary.image_ids(fill) if is_image else vocabulary.text_ids(fill)
-        parts.append(join([vocabulary.mask(index)], ids, [EOSS]))
-        inside = np.arange(start, stop) if is_image else np.full(len(fill), -1)
-        at += [[-1], inside, [-1]]
-    return join(*parts, [vocabulary.mask(len(fills))]), join(*at, [-1])
+        inside = vocabulary.image_ids(fill) if is_image else vocabulary.text_ids(fill)
+        ids = join(ids, [vocabulary.mask(index)], inside, [EOSS])
+        at = join(at, [-1], range(start, stop) if is_image else [-1] * len(fill), [-1])
+    return join(ids, [vocabulary.mask(len(fills))]), join(at, [-1])
 
 
 def splice(document: Document, fills: Sequence[Fill]) -> Document:
@@ -95,14 +94,14 @@ def complete_images(document: Document, image_tokens: int) -> Document:
     return Document(segments, document.retrieved)
 
 
-def cut_box(image: Image, box: Box, size: int, most: int) -> Image:
+def cut_box(image: Text | Image, box: Box, size: int, most: int) -> Image:
     """The image without the codes that a box of pixels touches, of size x size pixels.
 
     Raises ValueError if the box is empty or outside, or if the image would have more than `most`
     holes: one for each row of codes that the box cuts, all full rows together being one.
     """
     left, top, right, bottom = check_box("box", box, size)
-    codes = np.array(image.codes)
+    codes = np.array(values(image))
     side = round(len(codes) ** 0.5)
     patch = size // side
     grid = codes.reshape(side, side)
