@@ -7,7 +7,7 @@ prompt and its number, so a sample is the same alone and among others.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,9 @@ from cm3leon_jax.decoding.memory import DocumentMemory, Retrieved
 from cm3leon_jax.decoding.parts import (
     HOLE,
     Picture,
+    Pictures,
+    one_or_list,
+    pair,
     read_frame,
     read_pictures,
     read_text,
@@ -43,9 +46,6 @@ from cm3leon_jax.tokens import wording
 from cm3leon_jax.tokens.document import MASK, Document, Image, Text
 from cm3leon_jax.tokens.text import TextTokenizer
 from cm3leon_jax.tokens.vocabulary import Vocabulary
-
-Pictures = Picture | Sequence[Picture]
-T = TypeVar("T")
 
 
 def load(bundle: PathLike) -> "Generator":
@@ -70,8 +70,8 @@ def load(bundle: PathLike) -> "Generator":
 
 @dataclass(frozen=True)
 class Generator:
-    """Draws, writes, edits and fills; made by `load`. Arguments left out come from `decode` of the
-    config. Pictures of any size are resized and cropped to the image tokenizer's square."""
+    """Made by `load`. Arguments left out come from config `decode`. Pictures of any size are resized
+    and cropped to the image tokenizer's square."""
 
     experiment: config.Experiment
     text: TextTokenizer
@@ -119,7 +119,9 @@ class Generator:
         require(has_clip, "clip", None, "use a bundle with clip/, which ranks pictures")
         options = guidance, contrastive, temperature, top_p, top_k
         ways = pools.ways(self._drawer, count, mixed, *options)
-        found = self._find(documents, len(prompts), lambda m, k: m.find_by_texts(prompts, k))
+        found: list[Retrieved] = [()] * len(texts)
+        if (each := self._documents(documents)) and self.memory:
+            found = self.memory.find_by_texts(prompts, each)
         rows = [image_streams(text, self.vocabulary, d) for text, d in zip(texts, found)]
         streams = [[*stream] for stream in zip(*rows)]
         drawn = [
@@ -131,10 +133,13 @@ class Generator:
         if self.clip is None or not (candidates or return_scores):
             return [Pillow.fromarray(picture) for picture in pixels]
         pixels = pixels.reshape(len(texts), count, *pixels.shape[1:])
-        pairs = []
-        for row, marks in zip(pixels, pools.score(self.clip, texts, pixels)):
-            order = np.argsort(-marks, kind="stable")[:n] if candidates else range(n)
-            pairs += [(Pillow.fromarray(row[i]), float(marks[i])) for i in order]
+        scores = pools.score(self.clip, texts, pixels)
+        kept = pools.best(scores, n) if candidates else [range(n)] * len(texts)
+        pairs = [
+            (Pillow.fromarray(pixels[row, i]), float(scores[row, i]))
+            for row, numbers in enumerate(kept)
+            for i in numbers
+        ]
         return pairs if return_scores else [picture for picture, _ in pairs]
 
     def edit(
@@ -154,18 +159,13 @@ class Generator:
         The two scales say how much the result keeps of the picture and follows the instruction
         (their defaults: paper section 4).
         """
-        is_one, pictures, asked = _pair(image, "instruction", instruction)
+        is_one, pictures, asked = pair(image, "instruction", instruction)
         require(guidance_image >= 0, "guidance_image", guidance_image, "use 0 or more")
         require(guidance_text >= 0, "guidance_text", guidance_text, "use 0 or more")
-        texts = [read_text("instruction", text, self.text) for text in asked]
-        first = Text(self.text.encode(wording.EDIT))
-        rows = [
-            edit_streams(first, Image(codes), text, self.vocabulary)
-            for codes, text in zip(self.encode_images(pictures), texts)
-        ]
+        rows = self._rows(edit_streams, wording.EDIT, pictures, "instruction", asked)
         guidance = Guidance(text=jnp.float32(guidance_text), image=jnp.float32(guidance_image))
         sampling = self._drawer.image_sampling(temperature, top_p, top_k)
-        return _one(is_one, self._draw(rows, guidance, sampling, seed))
+        return one_or_list(is_one, self._draw(rows, guidance, sampling, seed))
 
     def from_structure(
         self,
@@ -183,16 +183,12 @@ class Generator:
 
         kind: one of `tokens.wording.STRUCTURES`.
         """
-        is_one, maps, prompts = _pair(map_image, "prompt", prompt)
+        is_one, maps, prompts = pair(map_image, "prompt", prompt)
         require_choice("kind", kind, tuple(wording.STRUCTURES))
-        texts = [read_text("prompt", text, self.text) for text in prompts]
-        first = Text(self.text.encode(wording.structure(kind)))
-        rows = [
-            structure_streams(first, Image(codes), text, self.vocabulary)
-            for codes, text in zip(self.encode_images(maps), texts)
-        ]
+        words = wording.structure(kind)
+        rows = self._rows(structure_streams, words, maps, "prompt", prompts)
         sampling = self._drawer.image_sampling(temperature, top_p, top_k)
-        return _one(is_one, self._draw(rows, guide_by(guidance), sampling, seed))
+        return one_or_list(is_one, self._draw(rows, guide_by(guidance), sampling, seed))
 
     def from_boxes(
         self,
@@ -233,11 +229,13 @@ class Generator:
         documents: so many are found in the bundle's memory with the picture, in front of it.
         """
         require_choice("style", style, tuple(wording.CAPTIONS))
-        is_one, pictures, _ = _pair(image, "style", style)
+        is_one, pictures, _ = pair(image, "style", style)
         pixels = read_pictures(pictures, self.experiment.image_tokenizer.size)
-        found = self._find(documents, len(pixels), lambda m, k: m.find_by_pictures(pixels, k))
+        found: list[Retrieved] = [()] * len(pixels)
+        if (each := self._documents(documents)) and self.memory:
+            found = self.memory.find_by_pictures(pixels, each)
         frames = [wording.CAPTIONS[style]] * len(pixels)
-        return _one(is_one, self._answer(pixels, frames, temperature, seed, found))
+        return one_or_list(is_one, self._answer(pixels, frames, temperature, seed, found))
 
     def answer(
         self,
@@ -252,13 +250,13 @@ class Generator:
 
         explain: the explanation stands in front, as in `... So the answer is ...`.
         """
-        is_one, pictures, asked = _pair(image, "question", question)
+        is_one, pictures, asked = pair(image, "question", question)
         for text in asked:
             read_text("question", text, self.text)
         pixels = read_pictures(pictures, self.experiment.image_tokenizer.size)
         frame = wording.explained_question if explain else wording.question
         frames = [frame(text.strip()) for text in asked]
-        return _one(is_one, self._answer(pixels, frames, temperature, seed))
+        return one_or_list(is_one, self._answer(pixels, frames, temperature, seed))
 
     def infill(
         self, document: Document, *, temperature: float | None = None, seed: int = 0
@@ -345,23 +343,14 @@ class Generator:
     def _drawer(self) -> Drawer:
         return Drawer(self.transformer, self.text.pieces, self.experiment.decode)
 
-    def _find(
-        self,
-        documents: int | None,
-        prompts: int,
-        find: Callable[[DocumentMemory, int], list[Retrieved]],
-    ) -> list[Retrieved]:
-        """The retrieved documents of each prompt; none of them without a memory."""
-        count = self.experiment.decode.documents if documents is None else documents
+    def _documents(self, documents: int | None) -> int:
+        """How many to find for each prompt; left out, the default, or none without a memory."""
         most = self.experiment.retrieval.most if self.memory else 0
-        if documents is not None:
-            rule = (
-                f"use 0 to {most}, as in training" if self.memory else "use 0: there is no memory"
-            )
-            require(0 <= documents <= most, "documents", documents, rule)
-        if self.memory is None or count == 0:
-            return [()] * prompts
-        return find(self.memory, count)
+        if documents is None:
+            return self.experiment.decode.documents if self.memory else 0
+        rule = f"use 0 to {most}, as in training" if self.memory else "use 0: there is no memory"
+        require(0 <= documents <= most, "documents", documents, rule)
+        return documents
 
     def _answer(
         self,
@@ -392,31 +381,23 @@ class Generator:
         most = self.experiment.objective.max_spans
         require(count <= most, "holes", count, f"use at most {most}, as in training")
 
-    def _draw(
+    def _rows(
         self,
-        rows: Sequence[Sequence[Ids]],
-        guidance: Guidance,
-        sampling: Sampling,
-        seed: int,
+        streams: Callable[[Text, Image, Text, Vocabulary], tuple[Ids, ...]],
+        words: str,
+        pictures: Sequence[Picture],
+        name: str,
+        texts: Sequence[str],
+    ) -> list[tuple[Ids, ...]]:
+        """The streams of each picture and the text `name` that goes with it."""
+        first, read = Text(self.text.encode(words)), [read_text(name, t, self.text) for t in texts]
+        codes = self.encode_images(pictures)
+        return [streams(first, Image(c), t, self.vocabulary) for c, t in zip(codes, read)]
+
+    def _draw(
+        self, rows: Sequence[Sequence[Ids]], guidance: Guidance, sampling: Sampling, seed: int
     ) -> list[Pillow.Image]:
         """One picture after each row of streams."""
         streams = [[*stream] for stream in zip(*rows)][: guidance.streams]
         codes = self._drawer.codes(streams, sampling, guidance, seed=seed)
         return [Pillow.fromarray(pixels) for pixels in decode_codes(self.image_tokenizer, codes)]
-
-
-def _pair(
-    image: Pictures, name: str, text: str | Sequence[str]
-) -> tuple[bool, Sequence[Picture], list[str]]:
-    """Whether there is one picture, the pictures, and the text that goes with each of them."""
-    is_one = not isinstance(image, list | tuple)
-    pictures: Sequence[Picture] = [image] if is_one else image  # type: ignore[list-item,assignment]
-    require(len(pictures) > 0, "image", image, "use at least one picture")
-    texts = [text] * len(pictures) if isinstance(text, str) else list(text)
-    rule = f"use one string, or one for each of the {len(pictures)} pictures"
-    require(len(texts) == len(pictures), name, text, rule)
-    return is_one, pictures, texts
-
-
-def _one(is_one: bool, found: list[T]) -> T | list[T]:
-    return found[0] if is_one else found

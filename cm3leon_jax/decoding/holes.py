@@ -54,7 +54,7 @@ def fill_prompt(
     """
     segments = [s for d in (*document.retrieved, document) for s in d.segments]
     shown, places = zip(*map(_collapse, segments))
-    ids, at = Document(shown).to_ids(vocabulary), join([-1])
+    ids, at = join(Document(shown).to_ids(vocabulary)), join([-1])
     for row in places:
         at = join(at, row, [-1])  # behind each segment its <break>, behind the last one <eos>
     holes = find_holes(document)
