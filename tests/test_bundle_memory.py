@@ -102,6 +102,12 @@ def test_prompts_stand_behind_their_documents_in_both_streams(generator, monkeyp
     np.testing.assert_array_equal(unconditional[0], [*ids[:begin], v.mask(0), 3])
 
 
+def test_the_clip_of_a_bundle_ranks_its_candidates(generator):
+    assert generator.clip is generator.memory.retriever
+    scores = [s for _, s in generator.images("a red ring", n=4, return_scores=True)]
+    assert scores == sorted(scores, reverse=True)
+
+
 def test_documents_change_the_picture_and_repeat(generator):
     none, one = (generator.images("a red ring", documents=n, n=4) for n in (0, 1))
     again = generator.images("a red ring", documents=1, n=4)

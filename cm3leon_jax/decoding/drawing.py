@@ -24,6 +24,8 @@ from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.tokens.document import Document, Image, Text
 from cm3leon_jax.tokens.vocabulary import BREAK, EOS, EOSS, PAD, Vocabulary
 
+GROWTH = 256  # a prompt that grows by whole segments is padded to a multiple: fewer compilations
+
 
 @dataclass(frozen=True)
 class Drawer:
@@ -134,12 +136,12 @@ class Drawer:
                 break
             # The kind of a segment is that of its first id, which is then drawn anew as everywhere.
             if v.is_image(self._next(ids, join(texts, codes), by_text, seed)):
-                (row,) = self.codes([[ids]], by_code, Guidance(), 1, seed)
+                (row,) = self.codes([[ids]], by_code, Guidance(), 1, seed, multiple=GROWTH)
                 found.append(Image(row))
                 ids = join(ids, v.image_ids(row))
                 closing = self._next(ids, join([BREAK, EOS]), by_text, seed)
             else:
-                (row,) = self._texts([ids], by_text, seed, (BREAK, EOS))
+                (row,) = self._texts([ids], by_text, seed, (BREAK, EOS), multiple=GROWTH)
                 closing = EOS if EOS in row else BREAK
                 ids = join(ids, row[v.is_text(row)])
                 found.append(Text(v.pieces(row[v.is_text(row)])))
@@ -182,7 +184,7 @@ class Drawer:
         def decode(prompts: Prompts, keys: jax.Array) -> jax.Array:
             return draw_next(self.model, prompts, keys, sampling, Guidance(), jnp.array(choices))
 
-        return int(self._in_batches([[ids]], decode, 1, seed, 0)[0])
+        return int(self._in_batches([[ids]], decode, 1, seed, 0, multiple=GROWTH)[0])
 
     def _in_batches(
         self, streams: Sequence[Rows], decode: Any, n: int, seed: int, new: int, **prompts: Any

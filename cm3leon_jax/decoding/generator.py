@@ -70,7 +70,7 @@ def load(bundle: PathLike) -> "Generator":
 
 @dataclass(frozen=True)
 class Generator:
-    """Made by `load`. Arguments left out come from config `decode`. Pictures of any size are resized
+    """Made by `load`. Arguments left out come from config `decode`; pictures are resized
     and cropped to the image tokenizer's square."""
 
     experiment: config.Experiment
@@ -103,11 +103,10 @@ class Generator:
             top_p and top_k hold only where they are given.
         temperature, top_p, top_k: 0 takes the likeliest code, 1 and 0 keep every code.
         documents: so many are found in the bundle's memory with the prompt, in front of it.
-        candidates: so many are drawn per prompt, of which the n best by the bundle's CLIP are
-            returned, best first.
-        mixed: half of the candidates with guidance (and top_p, top_k), half with CD-K (paper
-            section 3.2).
-        return_scores: pairs of a picture and its CLIP score, the cosine with its prompt.
+        candidates: so many are drawn per prompt, and the n best by the bundle's CLIP returned.
+        mixed: half of the candidates are guided (with top_p, top_k), half CD-K (section 3.2).
+        return_scores: pairs of a picture and its CLIP score, the cosine with the prompt.
+        With either of candidates and return_scores those of a prompt come best first.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         require(len(prompts) > 0, "prompt", prompt, "use some text")
@@ -134,10 +133,9 @@ class Generator:
             return [Pillow.fromarray(picture) for picture in pixels]
         pixels = pixels.reshape(len(texts), count, *pixels.shape[1:])
         scores = pools.score(self.clip, texts, pixels)
-        kept = pools.best(scores, n) if candidates else [range(n)] * len(texts)
         pairs = [
             (Pillow.fromarray(pixels[row, i]), float(scores[row, i]))
-            for row, numbers in enumerate(kept)
+            for row, numbers in enumerate(pools.best(scores, n))
             for i in numbers
         ]
         return pairs if return_scores else [picture for picture, _ in pairs]
