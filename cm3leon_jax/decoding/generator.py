@@ -33,6 +33,7 @@ from cm3leon_jax.decoding.parts import (
     read_text,
     read_text_with_holes,
     show_image,
+    write_answer,
     write_text,
 )
 from cm3leon_jax.decoding.prompts import Ids, edit_streams, image_streams, structure_streams
@@ -202,11 +203,7 @@ class Generator:
         """A picture of the caption with each named object in its box, (left, top, right, bottom)
         in pixels of the picture."""
         read_text("caption", caption, self.text)
-        require(len(boxes) > 0, "boxes", boxes, "use at least one (name, box)")
-        size, checked = self.experiment.image_tokenizer.size, []
-        for index, (name, box) in enumerate(boxes):
-            require(bool(name.strip()), f"boxes[{index}] name", name, "use some text")
-            checked.append((name, holes.check_box(f"boxes[{index}]", box, size)))
+        checked = holes.check_boxes(boxes, self.experiment.image_tokenizer.size)
         text = Text(self.text.encode(wording.boxes(caption, checked)))
         rows = [image_streams(text, self.vocabulary)]
         sampling = self._drawer.image_sampling(temperature, top_p, top_k)
@@ -358,20 +355,15 @@ class Generator:
         seed: int,
         found: Sequence[Retrieved] | None = None,
     ) -> list[str]:
-        """What stands from the first answer of each frame to its last, in front of its picture."""
+        """Fills each frame in front of its picture."""
         codes = encode_pictures(self.image_tokenizer, pixels)
         wholes = [
             Document([read_frame(frame, self.text), Image(row)], retrieved)
             for frame, row, retrieved in zip(frames, codes, found or [()] * len(codes))
         ]
         self._check_holes(wholes[0], len(frames[0]) - 1)
-        answers = []
-        for frame, fills in zip(frames, self._drawer.fill(wholes, temperature, seed)):
-            texts = [self.text.decode(list(fill)) for fill in fills]
-            between = [*frame[1:-1], ""]
-            answer = "".join(part for pair in zip(texts, between) for part in pair)
-            answers.append(answer.removeprefix(" ") if frame[0] else answer)
-        return answers
+        fills = self._drawer.fill(wholes, temperature, seed)
+        return [write_answer(*each, self.text) for each in zip(frames, fills)]
 
     def _check_holes(self, document: Document, count: int) -> None:
         known = all(MASK not in holes.values(s) for d in document.retrieved for s in d.segments)

@@ -125,6 +125,14 @@ def check_box(name: str, box: Box, size: int) -> Box:
     return left, top, right, bottom
 
 
+def check_boxes(boxes: Sequence[tuple[str, Box]], size: int) -> list[tuple[str, Box]]:
+    """Named boxes, each as `check_box` gives it."""
+    require(len(boxes) > 0, "boxes", boxes, "use at least one (name, box)")
+    for index, (name, _) in enumerate(boxes):
+        require(bool(name.strip()), f"boxes[{index}] name", name, "use some text")
+    return [(name, check_box(f"boxes[{i}]", box, size)) for i, (name, box) in enumerate(boxes)]
+
+
 def values(segment: Text | Image) -> tuple[int, ...]:
     return segment.ids if isinstance(segment, Text) else segment.codes
 

@@ -72,6 +72,13 @@ def read_frame(frame: Frame, tokenizer: TextTokenizer) -> Text:
     return Text(ids)
 
 
+def write_answer(frame: Frame, fills: Sequence[Sequence[int]], tokenizer: TextTokenizer) -> str:
+    """What stands in a filled frame from its first answer to its last."""
+    texts = [tokenizer.decode(fill) for fill in fills]
+    answer = "".join(part for pair in zip(texts, [*frame[1:-1], ""]) for part in pair)
+    return answer.removeprefix(" ") if frame[0] else answer  # the space behind the first string
+
+
 def write_text(ids: Sequence[int], tokenizer: TextTokenizer) -> str:
     """The string of a text; holes are written `<mask>`."""
     parts: list[list[int]] = [[]]
