@@ -12,6 +12,7 @@ from PIL import Image as Pillow
 import cm3leon_jax as cm3
 from cm3leon_jax import bundle, checkpoint, config
 from cm3leon_jax.data.shards import CodedRecord, write_shards
+from cm3leon_jax.decoding.batches import draw_in_batches
 from cm3leon_jax.mapped import finish_mapped, write_mapped_part
 from cm3leon_jax.models.clip import CLIP, document_vectors, embed_pictures, embed_texts
 from cm3leon_jax.models.image_codes import encode_pictures
@@ -82,13 +83,12 @@ def test_the_nearest_documents_by_text_come_first(generator, workdir):
 
 def test_prompts_stand_behind_their_documents_in_both_streams(generator, monkeypatch):
     seen = []
-    whole = type(generator)._in_batches
 
-    def watch(self, streams, *rest):
+    def watch(model, streams, *rest, **named):
         seen.append(streams)
-        return whole(self, streams, *rest)
+        return draw_in_batches(model, streams, *rest, **named)
 
-    monkeypatch.setattr(type(generator), "_in_batches", watch)
+    monkeypatch.setattr("cm3leon_jax.decoding.drawing.draw_in_batches", watch)
     generator.images("a blue ring", n=2, guidance=2.0, documents=1)
     (found,) = generator.memory.find_by_texts(["a blue ring"], 1)
     v = generator.vocabulary
@@ -96,10 +96,16 @@ def test_prompts_stand_behind_their_documents_in_both_streams(generator, monkeyp
     # A placeholder image, so that to_ids writes the <break> behind the prompt's text.
     ids = Document([text, Image([0])], found).to_ids(v)[:-2]
     conditional, unconditional = seen[0]
-    assert len(conditional) == len(unconditional) == 2
+    assert len(conditional) == len(unconditional) == 1
     np.testing.assert_array_equal(conditional[0], ids)
     begin = len(ids) - len(text.ids) - 1
     np.testing.assert_array_equal(unconditional[0], [*ids[:begin], v.mask(0), 3])
+
+
+def test_the_clip_of_a_bundle_ranks_its_candidates(generator):
+    assert generator.clip is generator.memory.retriever
+    scores = [s for _, s in generator.images("a red ring", n=4, return_scores=True)]
+    assert scores == sorted(scores, reverse=True)
 
 
 def test_documents_change_the_picture_and_repeat(generator):

@@ -30,12 +30,13 @@ def draw_in_batches(
     seed: int,
     new_tokens: int,
     places: Sequence[Rows] | None = None,
+    multiple: int = 16,
 ) -> NDArray[np.int32]:
     """What `decode` draws after G streams of P prompts: [P*n ...], those of a prompt together.
 
     `decode` gets prompts of all streams and the keys of its samples; new_tokens is how many it
-    draws at most. places as in `pad_prompts`. Raises ValueError where prompt and new tokens exceed
-    the context.
+    draws at most. places and multiple as in `pad_prompts`. Raises ValueError where prompt and new
+    tokens exceed the context.
     """
     c, longest = model.config, max(len(row) for stream in streams for row in stream)
     if longest + new_tokens > c.context:
@@ -43,7 +44,7 @@ def draw_in_batches(
             f"a prompt of {longest} tokens and {new_tokens} new ones exceed"
             f" model.context={c.context}; shorten the text or put fewer documents in front"
         )
-    padded, total = pad_prompts(streams, model.image_start, places), len(streams[0])
+    padded, total = pad_prompts(streams, model.image_start, places, multiple), len(streams[0])
     by_stream = Prompts(*(x.reshape(len(streams), total, *x.shape[1:]) for x in padded))
     slots = padded.tokens.shape[1] + new_tokens
     form = jax.eval_shape(lambda: empty_cache(c, len(streams), slots))

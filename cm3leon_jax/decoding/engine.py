@@ -163,7 +163,7 @@ def draw_codes(
     return jnp.concatenate([*parts, choose(carry[0], count - 1)[None]]).T
 
 
-@partial(jax.jit, static_argnames=("limit", "pieces", "int8"))
+@partial(jax.jit, static_argnames=("limit", "pieces", "closings", "int8"))
 def draw_text(
     model: Transformer,
     prompts: Prompts,
@@ -173,15 +173,17 @@ def draw_text(
     limit: int,
     pieces: int,
     int8: bool = False,
+    closings: tuple[int, ...] = (EOSS,),
 ) -> jax.Array:
-    """Fills a text hole after every prompt, which ends in its sentinel; keys [B].
+    """Draws a text after every prompt, which by default ends in the sentinel of a hole; keys [B].
 
-    Returns ids [B limit], padded with <pad> after the fill. Only the `pieces` that the text
-    tokenizer has may be drawn, and <eoss> once there is at least one; a row that reaches the limit
-    simply ends there.
+    Returns ids [B limit], padded with <pad> after the text. Only the `pieces` that the text
+    tokenizer has may be drawn, and one of `closings` once there is at least one; the first closing
+    id is not written, others are. A row that reaches the limit simply ends there.
     """
     vocabulary, first = model.head_table(), model.config.specials
-    head = jnp.concatenate([vocabulary[EOSS : EOSS + 1], vocabulary[first : first + pieces]])
+    head = jnp.concatenate([vocabulary[jnp.array(closings)], vocabulary[first : first + pieces]])
+    ends, written = len(closings), jnp.array([PAD, *closings[1:]])
     decoder, logits, cache = _prefill(model, prompts, guidance, head, len(keys), limit, int8)
     length = prompts.tokens.shape[1]
 
@@ -191,12 +193,13 @@ def draw_text(
 
     def step(carry: tuple) -> tuple:
         index, done, ids, used, logits, cache = carry
-        logits = logits.at[:, 0].add(jnp.where(index == 0, NEVER, 0.0))
+        logits = logits.at[:, :ends].add(jnp.where(index == 0, NEVER, 0.0))
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
         column = draw(step_keys, logits, sampling, used)
-        used = used.at[jnp.arange(len(keys)), column].set(column > 0)
-        done = done | (column == 0)
-        new = jnp.where(done, PAD, column - 1 + first)
+        used = used.at[jnp.arange(len(keys)), column].set(column >= ends)
+        closed = written[jnp.minimum(column, ends - 1)]
+        new = jnp.where(column < ends, closed, column - ends + first)
+        new, done = jnp.where(done, PAD, new), done | (column < ends)
         ids = jax.lax.dynamic_update_index_in_dim(ids, new, index, axis=1)
         tokens, codes_at = jnp.where(done, EOSS, new), jnp.full(new.shape, -1)
         logits, cache = decoder.extend(tokens, codes_at, length + index, cache, length + limit)
@@ -205,3 +208,18 @@ def draw_text(
     ids, done = jnp.full((len(keys), limit), PAD), jnp.zeros(len(keys), bool)
     used = jnp.zeros(logits.shape, bool)
     return jax.lax.while_loop(unfinished, step, (jnp.int32(0), done, ids, used, logits, cache))[2]
+
+
+@jax.jit
+def draw_next(
+    model: Transformer,
+    prompts: Prompts,
+    keys: jax.Array,
+    sampling: Sampling,
+    guidance: Guidance,
+    choices: jax.Array,
+) -> jax.Array:
+    """Draws one of the ids `choices` [C] after every prompt; keys [B]; returns ids [B]."""
+    head = model.head_table()[choices]
+    _, logits, _ = _prefill(model, prompts, guidance, head, len(keys), 0, False)
+    return choices[draw(keys, logits, sampling)]

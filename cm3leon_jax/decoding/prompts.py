@@ -1,0 +1,58 @@
+"""The id streams of each task, pure functions of segments; wordings are in `tokens.wording`.
+
+A prompt is `<eos>`, the retrieved documents, and the segments, each with its `<break>`: what comes
+next is the picture. Streams stand in the order of `logits.combine`.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cm3leon_jax.tokens.document import MASK, Document, Image, Text
+from cm3leon_jax.tokens.vocabulary import BREAK, Vocabulary
+
+UNKNOWN = Text((MASK,))  # a segment that a stream does not see
+
+Ids = NDArray[np.int32]
+
+
+def join(*parts: Any) -> Ids:
+    """One row of ids out of several."""
+    return np.concatenate([np.asarray(part, np.int32) for part in parts])
+
+
+def prompt(
+    segments: Sequence[Text | Image], vocabulary: Vocabulary, retrieved: Iterable[Document] = ()
+) -> Ids:
+    """`<eos>` retrieved ... segment `<break>` segment `<break>`; holes become sentinels."""
+    return join(Document(segments, retrieved).to_ids(vocabulary)[:-1], [BREAK])
+
+
+def image_streams(
+    text: Text, vocabulary: Vocabulary, retrieved: Iterable[Document] = ()
+) -> tuple[Ids, Ids]:
+    """Conditional and unconditional; retrieved documents stand in front of both."""
+    return prompt([text], vocabulary, retrieved), prompt([UNKNOWN], vocabulary, retrieved)
+
+
+def edit_streams(
+    wording: Text, image: Image, instruction: Text, vocabulary: Vocabulary
+) -> tuple[Ids, Ids, Ids]:
+    """Full, without the instruction, and without the instruction and the picture."""
+    return (
+        prompt([wording, image, instruction], vocabulary),
+        prompt([wording, image, UNKNOWN], vocabulary),
+        prompt([wording, UNKNOWN, UNKNOWN], vocabulary),
+    )
+
+
+def structure_streams(
+    wording: Text, map_image: Image, text: Text, vocabulary: Vocabulary
+) -> tuple[Ids, Ids]:
+    """Full, and without the map and the text: one scale strengthens both."""
+    return (
+        prompt([wording, map_image, text], vocabulary),
+        prompt([wording, UNKNOWN, UNKNOWN], vocabulary),
+    )
