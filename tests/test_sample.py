@@ -33,29 +33,37 @@ class FakeGenerator:
         self.image_tokenizer = {"weight": np.zeros((2, 100))}
         self.calls: list[tuple] = []
 
-    def images(self, prompt, n=1, *, guidance, temperature, top_p, top_k, documents,
-               contrastive=None, candidates=None, mixed=False, seed=0):  # fmt: skip
+    def images(self, prompt, n=1, *, guidance=None, contrastive=None, temperature=None, top_p=None,
+               top_k=None, documents=None, candidates=None, mixed=False, return_scores=False,
+               seed=0):  # fmt: skip
         self.calls.append(("images", list(prompt), n, seed))
         if n < 1 or "refused" in prompt:
             raise ValueError(f"n={n}: use at least 1, and no refused prompt")
+        assert (guidance is None) == (contrastive is not None and not mixed)
         options = (guidance, temperature, top_p, top_k, documents, contrastive, candidates, mixed)
-        return [paint(one, number, options, seed) for one in prompt for number in range(n)]
+        drawn = [paint(one, number, options, seed) for one in prompt for number in range(n)]
+        return [(image, 0.25) for image in drawn] if return_scores else drawn
 
     def caption(self, image, *, style="short", documents=None, temperature=None, seed=0):
         self.calls.append(("caption", len(image), style, documents, temperature, seed))
         return [f"{style} {int(pixels[0, 0, 0])} größer" for pixels in image]
 
-    def answer(self, image, question, explain=False, seed=0):
-        return f"{question} {int(image[0, 0, 0])} {explain} {seed}"
+    def answer(self, image, question, *, explain=False, temperature=None, seed=0):
+        return [f"{q} {int(i[0, 0, 0])} {explain} {seed}" for i, q in zip(image, question)]
 
-    def edit(self, image, instruction, guidance_image=None, guidance_text=None, seed=0):
-        return paint(image.sum(), instruction, guidance_image, guidance_text, seed)
+    def edit(self, image, instruction, *, guidance_image=1.5, guidance_text=7.5, temperature=None,
+             top_p=None, top_k=None, seed=0):  # fmt: skip
+        options = (guidance_image, guidance_text, temperature, top_p, top_k, seed)
+        return [paint(i.sum(), asked, *options) for i, asked in zip(image, instruction)]
 
-    def from_structure(self, map_image, kind, prompt, seed=0):
-        return paint(map_image.sum(), kind, prompt, seed)
+    def from_structure(self, map_image, kind, prompt, *, guidance=3.0, temperature=None,
+                       top_p=None, top_k=None, seed=0):  # fmt: skip
+        options = (kind, guidance, temperature, top_p, top_k, seed)
+        return [paint(i.sum(), asked, *options) for i, asked in zip(map_image, prompt)]
 
-    def from_boxes(self, caption, boxes, seed=0):
-        self.calls.append(("boxes", caption, boxes, seed))
+    def from_boxes(self, caption, boxes, *, guidance=3.0, temperature=None, top_p=None, top_k=None,
+                   seed=0):  # fmt: skip
+        self.calls.append(("boxes", caption, boxes, guidance, temperature, top_p, top_k, seed))
         return paint(caption, boxes, seed)
 
 
@@ -107,7 +115,7 @@ def test_pictures_lie_in_a_grid_that_tells_how_it_was_drawn(fake, folder):
     assert about == {
         "Software": "cm3leon_jax 0.1.0", "task": "images", "prompt": "ein großer Ring", "n": "3",
         "guidance": "2.0", "temperature": "1.0", "top_p": "0.75", "top_k": "0", "documents": "0",
-        "seed": "5",
+        "mixed": "false", "seed": "5",
     }  # fmt: skip
 
 
@@ -120,8 +128,16 @@ def test_what_a_picture_tells_draws_it_again(fake, folder):
                  "candidates", "n", "seed"):  # fmt: skip
         again += [f"--{name}", told[name]]
     assert told["mixed"] == "true"
+    assert told["scores"] == "[0.25]"
     assert main(again) == 0
     np.testing.assert_array_equal(pixels("a.png"), pixels("b.png"))
+
+
+def test_cd_k_alone_has_no_guidance_and_no_cut(fake, folder):
+    assert main(["sample", "b", "a ring", "--contrastive", "4"]) == 0
+    told = Image.open("grid.png").text
+    assert "guidance" not in told
+    assert (told["contrastive"], told["top_p"], told["top_k"]) == ("4", "1.0", "0")
 
 
 def test_another_bundle_is_told_apart(fake, folder):
@@ -158,21 +174,23 @@ def test_texts_are_printed(fake, folder, capsys, arguments, text):
 def test_edits_structures_and_boxes_are_drawn(fake, folder):
     seven = np.full((SIZE, SIZE, 3), 7, np.uint8).sum()
     image = ["--image", "seven.png"]
-    edit = ["--task", "edit", "make it red", *image, "--guidance_image", "1.5"]
+    edit = ["--task", "edit", "make it red", *image, "--guidance_image", "2.5"]
     assert main(["sample", "b", *edit]) == 0
-    drawn = paint(seven, "make it red", 1.5, None, 0)
+    drawn = paint(seven, "make it red", 2.5, 7.5, 1.0, 0.75, 0, 0)
     np.testing.assert_array_equal(pixels("grid.png"), np.asarray(drawn))
-    assert Image.open("grid.png").text["image"] == "seven.png"
+    told = Image.open("grid.png").text
+    wanted = ("seven.png", "2.5", "7.5")
+    assert (told["image"], told["guidance_image"], told["guidance_text"]) == wanted
 
     edges = ["--task", "structure", "a ring", *image, "--kind", "edges", "--seed", "4"]
     assert main(["sample", "b", *edges]) == 0
-    drawn = paint(seven, "edges", "a ring", 4)
+    drawn = paint(seven, "a ring", "edges", 3.0, 1.0, 0.75, 0, 4)
     np.testing.assert_array_equal(pixels("grid.png"), np.asarray(drawn))
 
     boxes = ["--box", "ring: a red one:0,0,4,4.5", "--box", "square:4,4,8,8"]
     assert main(["sample", "b", "two things", "--task", "boxes", *boxes]) == 0
     wanted = [("ring: a red one", (0, 0, 4, 4.5)), ("square", (4, 4, 8, 8))]
-    assert fake.calls[-1] == ("boxes", "two things", wanted, 0)
+    assert fake.calls[-1] == ("boxes", "two things", wanted, 3.0, 1.0, 0.75, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -245,10 +263,12 @@ def test_neighbours_of_equal_options_go_together(fake, folder):
         *({"id": f"a{i}", "prompt": f"ring {i}", "n": 2} for i in range(20)),
         *({"id": f"b{i}", "prompt": f"ring {i}", "n": 2, "seed": 1} for i in range(3)),
         *({"id": f"c{i}", "task": "caption", "image": "seven.png"} for i in range(3)),
+        {"id": "d", "prompt": "ring", "candidates": 4},
     )
     assert run_job() == 0
     sizes = [len(call[1]) if call[0] == "images" else call[1] for call in fake.calls]
-    assert sizes == [16, 4, 3, 3]
+    assert sizes == [16, 4, 3, 3, 1]
+    assert results()["d"]["scores"] == [0.25]
     options = (3.0, 1.0, 0.75, 0, 0, None, None, False)
     for i in (0, 15, 16, 19):
         np.testing.assert_array_equal(
@@ -333,6 +353,7 @@ def test_a_killed_job_goes_on_and_ends_like_one_that_was_not(fake, folder, monke
     monkeypatch.setattr(jobs, "write_png", killed)
     assert run_job() == 130
     assert set(results()) == {"r0", "r1"}
+    assert not Path("out/skipped.txt").exists()
     with Path("out/results.jsonl").open("ab") as file:
         file.write(b'{"id": "r2", "pict')  # as a kill leaves it
     fake.calls.clear()

@@ -6,8 +6,9 @@ A PNG file has its task, all fields of its request, the bundle and this software
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -20,47 +21,61 @@ from cm3leon_jax.decoding.generator import Generator
 from cm3leon_jax.sampling.requests import TASKS, Request
 from cm3leon_jax.version import __version__
 
-Answer = str | list[Pillow.Image]
+
+class Answer(NamedTuple):
+    """Pictures with their CLIP scores, where candidates were ranked, or else a text."""
+
+    text: str = ""
+    pictures: Sequence[Pillow.Image] = ()
+    scores: Sequence[float] = ()
 
 
 def complete(request: Request, generator: Generator) -> Request:
-    """The request with what it leaves to the bundle filled in, so that it can be written down."""
-    c = generator.experiment.decode
-    documents = 0 if generator.memory is None else c.documents
-    defaults: dict[str, Any] = {}
-    if request.task == "images":
-        defaults = {"n": 1, "guidance": c.guidance, "temperature": c.temperature}
-        defaults |= {"top_p": c.top_p, "top_k": c.top_k, "documents": documents}
-    elif request.task == "caption":
-        defaults = {"temperature": c.text_temperature, "documents": documents}
-    return replace(request, fields={**defaults, "seed": 0, **request.fields})
+    """The request with what it leaves to the method or the bundle, so that it can be written down.
+
+    Pure CD-K has no guidance and cuts only where it is told to, as `Generator.images` says.
+    """
+    task, c = TASKS[request.task], generator.experiment.decode
+    bundle = {
+        "documents": 0 if generator.memory is None else c.documents,
+        "temperature": c.temperature if task.draws else c.text_temperature,
+        "guidance": c.guidance,
+        "top_p": c.top_p,
+        "top_k": c.top_k,
+    }
+    if "contrastive" in request.fields and not request.fields.get("mixed"):
+        bundle |= {"top_p": 1.0, "top_k": 0}
+        del bundle["guidance"]
+    parameters = signature(getattr(generator, task.method)).parameters
+    known = {name: p.default for name, p in parameters.items() if p.default is not None}
+    defaults = {
+        name: value for name, value in (bundle | known).items() if name in (*task.takes, "seed")
+    }
+    return replace(request, fields=defaults | dict(request.fields))
 
 
 def answer(generator: Generator, requests: Sequence[Request]) -> list[Answer]:
-    """The answer to each of some opened requests that differ at most in what goes together.
+    """The answer to each of some opened requests that share all but the lists of their task.
 
     Raises ValueError when one of them cannot be answered.
     """
-    task, options = requests[0].task, requests[0].options
-    if TASKS[task].together:
-        together = [request.fields[TASKS[task].together] for request in requests]
-        if task == "caption":
-            return list(generator.caption(together, **options))
-        drawn, n = generator.images(together, **options), options["n"]
-        return [drawn[first : first + n] for first in range(0, len(drawn), n)]
-    return [_answer_one(generator, request.task, dict(request.fields)) for request in requests]
-
-
-def _answer_one(generator: Any, task: str, fields: dict[str, Any]) -> Answer:
-    if task == "answer":
-        return generator.answer(fields.pop("image"), fields.pop("question"), **fields)
-    if task == "edit":
-        return [generator.edit(fields.pop("image"), fields.pop("prompt"), **fields)]
-    if task == "structure":
-        image, kind, prompt = (fields.pop(name) for name in ("image", "kind", "prompt"))
-        return [generator.from_structure(image, kind, prompt, **fields)]
-    boxes = [(name, tuple(corners)) for name, corners in fields.pop("boxes")]
-    return [generator.from_boxes(fields.pop("prompt"), boxes, **fields)]
+    task, arguments = TASKS[requests[0].task], dict(requests[0].fields)
+    for name in task.lists:
+        arguments[name] = [request.fields[name] for request in requests]
+    if "boxes" in arguments:
+        arguments["boxes"] = [(name, tuple(corners)) for name, corners in arguments["boxes"]]
+    if is_ranked := "candidates" in arguments:
+        arguments["return_scores"] = True
+    named = {task.names.get(name, name): value for name, value in arguments.items()}
+    found = getattr(generator, task.method)(**named)
+    found = found if task.lists else [found]
+    if not task.draws:
+        return [Answer(text) for text in found]
+    n = arguments.get("n", 1)
+    groups = [found[first : first + n] for first in range(0, len(found), n)]
+    if not is_ranked:
+        return [Answer(pictures=group) for group in groups]
+    return [Answer("", *(list(part) for part in zip(*group))) for group in groups]
 
 
 def identify(generator: Generator) -> str:
@@ -99,9 +114,12 @@ def answer_one(generator: Generator, request: Request, out: Path) -> None:
     request = complete(request, generator)
     size = generator.experiment.image_tokenizer.size
     (found,) = answer(generator, [request.open(Path(), size)])
-    if isinstance(found, str):
-        print(found)
+    if not TASKS[request.task].draws:
+        print(found.text)
         return
-    page = grid([np.asarray(image) for image in found], min(len(found), 8))
-    write_png(out, Pillow.fromarray(page), describe(request, identify(generator)))
+    page = grid([np.asarray(image) for image in found.pictures], min(len(found.pictures), 8))
+    about = describe(request, identify(generator))
+    if found.scores:
+        about["scores"] = json.dumps(found.scores)
+    write_png(out, Pillow.fromarray(page), about)
     print(out)

@@ -11,6 +11,7 @@ results-00001-of-00004.jsonl. A request that any of the files has is not answere
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from pathlib import Path
@@ -105,17 +106,20 @@ def _parse(text: bytes, number: int, task: str, defaults: Mapping[str, Any]) -> 
 def run_job(open_bundle: Callable[[], Generator], job: Job, out: Path) -> None:
     """Answers what is not answered yet, and prints one line with the counts.
 
-    All processes call it. Raises ValueError when every line is bad, or when the folder has the
-    results of another bundle.
+    All processes call it with the same arguments and one folder. Raises ValueError when every line
+    is bad, or when the folder has the results of another bundle.
     """
     of = processes.count()
     me = jax.process_index() if of > 1 else 0
-    suffix = f"-{me:05}-of-{of:05}" if of > 1 else ""
     out.mkdir(parents=True, exist_ok=True)
+    results, skipped = _file(out, "results.jsonl", me, of), _file(out, "skipped.txt", me, of)
+    _cut_torn_line(results)
+    skipped.unlink(missing_ok=True)
+    processes.wait_for_all("job begins")
+    unseen = [i for i in range(of) if not _file(out, "results.jsonl", i, of).exists()]
+    require(not unseen, "out", str(out), f"use a folder shared with the processes {unseen}")
     generator = open_bundle()
     bundle = identify(generator)
-    results = out / f"results{suffix}.jsonl"
-    _cut_torn_line(results)
     done, share = _read_results(out, bundle), job.share(me, of)
     waiting, bad = [], dict(share.bad)
     for line in share.lines:
@@ -138,9 +142,18 @@ def run_job(open_bundle: Callable[[], Generator], job: Job, out: Path) -> None:
                 _write(line, found, bundle, out, file)
             bar.update()
     reasons = [f"{job.name}:{number}: {bad[number]}" for number in sorted(bad)]
-    Skipped(total, reasons).write(out / f"skipped{suffix}.txt")
+    Skipped(total, reasons).write(skipped)
+    # Collectives give up after half a minute, and processes may end hours apart: their last file
+    # says that they are there.
+    while not all(_file(out, "skipped.txt", i, of).exists() for i in range(of)):
+        time.sleep(1)
     counts = processes.gather(np.array([total, before, len(bad)])).sum(0)
     _report(counts.tolist(), reasons, out)
+
+
+def _file(out: Path, name: str, process: int, of: int) -> Path:
+    stem, _, kind = name.partition(".")
+    return out / (name if of == 1 else f"{stem}-{process:05}-of-{of:05}.{kind}")
 
 
 def _report(counts: Sequence[int], reasons: Sequence[str], out: Path) -> None:
@@ -160,7 +173,7 @@ def _answers(
     """The answer to each line, or why there is none; neighbours of equal options go together."""
     size = generator.experiment.image_tokenizer.size
     for (task, _), same in groupby(lines, lambda line: (line.request.task, line.request.options)):
-        most = TOGETHER if TASKS[task].together else 1
+        most = TOGETHER if TASKS[task].lists else 1
         while group := list(islice(same, most)):
             good, opened = [], []
             for line in group:
@@ -189,13 +202,18 @@ def _answer_each(
 def _write(line: Line, found: Answer, bundle: str, out: Path, file: TextIO) -> None:
     """The pictures first: a request whose line is there has them all."""
     content = _tell(line, bundle)
-    if isinstance(found, str):
-        content["text"] = found
+    if not TASKS[line.request.task].draws:
+        content["text"] = found.text
     else:
-        content["pictures"] = [f"{line.id}-{number}.png" for number in range(len(found))]
-        about = describe(line.request, bundle)
-        for number, (name, image) in enumerate(zip(content["pictures"], found)):
-            write_png(out / name, image, about | {"id": line.id, "number": str(number)})
+        content["pictures"] = [f"{line.id}-{number}.png" for number in range(len(found.pictures))]
+        if found.scores:
+            content["scores"] = found.scores
+        shared = describe(line.request, bundle) | {"id": line.id}
+        for number, (name, image) in enumerate(zip(content["pictures"], found.pictures)):
+            about = shared | {"number": str(number)}
+            if found.scores:
+                about["score"] = str(found.scores[number])
+            write_png(out / name, image, about)
     file.write(json.dumps(content, ensure_ascii=False) + "\n")
     file.flush()
 
@@ -206,10 +224,10 @@ def _tell(line: Line, bundle: str) -> dict[str, Any]:
 
 
 def _cut_torn_line(results: Path) -> None:
-    """Cuts off the end of a line that a kill has left."""
-    if results.exists():
-        with results.open("r+b") as file:
-            file.truncate(file.read().rfind(b"\n") + 1)
+    """Makes the file, or cuts off the end of a line that a kill has left there."""
+    with results.open("a+b") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _read_results(out: Path, bundle: str) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,7 @@ through `make_request`, so that both are checked by the same rules.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +19,53 @@ from cm3leon_jax.fields import require, require_choice
 class Task:
     """The fields that a task must have and those that it may have, besides `seed`."""
 
+    method: str  # of the Generator
     needs: tuple[str, ...]
-    takes: tuple[str, ...] = ()
+    takes: tuple[str, ...]
+    lists: tuple[str, ...] = ()  # fields that the method takes lists of, to answer several at once
     draws: bool = True  # pictures; else it writes a text
-    together: str = ""  # the field that one call of the generator takes a list of
+    names: Mapping[str, str] = field(default_factory=dict)  # parameter of a field, if not its name
 
     @property
     def fields(self) -> tuple[str, ...]:
         return (*self.needs, *self.takes, "seed")
 
 
-CHOICES = ("guidance", "temperature", "top_p", "top_k", "contrastive", "candidates", "mixed")
+SAMPLING = ("temperature", "top_p", "top_k")
 TASKS = {
-    "images": Task(("prompt",), ("n", "documents", *CHOICES), together="prompt"),
-    "caption": Task(
-        ("image",), ("style", "documents", "temperature"), draws=False, together="image"
+    "images": Task(
+        "images",
+        ("prompt",),
+        ("n", "documents", "guidance", *SAMPLING, "contrastive", "candidates", "mixed"),
+        lists=("prompt",),
     ),
-    "answer": Task(("image", "question"), ("explain",), draws=False),
-    "edit": Task(("image", "prompt"), ("guidance_image", "guidance_text")),
-    "structure": Task(("image", "kind", "prompt")),
-    "boxes": Task(("prompt", "boxes")),
+    "caption": Task(
+        "caption", ("image",), ("style", "documents", "temperature"), ("image",), draws=False
+    ),
+    "answer": Task(
+        "answer",
+        ("image", "question"),
+        ("explain", "temperature"),
+        lists=("image", "question"),
+        draws=False,
+    ),
+    "edit": Task(
+        "edit",
+        ("image", "prompt"),
+        ("guidance_image", "guidance_text", *SAMPLING),
+        lists=("image", "prompt"),
+        names={"prompt": "instruction"},
+    ),
+    "structure": Task(
+        "from_structure",
+        ("image", "kind", "prompt"),
+        ("guidance", *SAMPLING),
+        lists=("image", "prompt"),
+        names={"image": "map_image"},
+    ),
+    "boxes": Task(
+        "from_boxes", ("prompt", "boxes"), ("guidance", *SAMPLING), names={"prompt": "caption"}
+    ),
 }
 
 WHOLE = ("n", "top_k", "documents", "contrastive", "candidates", "seed")
@@ -56,9 +83,9 @@ class Request:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The fields without the one that a call takes many of."""
-        together = TASKS[self.task].together
-        return {name: value for name, value in self.fields.items() if name != together}
+        """The fields that requests must share to be answered at once."""
+        lists = TASKS[self.task].lists
+        return {name: value for name, value in self.fields.items() if name not in lists}
 
     def open(self, folder: Path, size: int) -> "Request":
         """The same with the pixels of its picture, cropped to [size size 3], in place of the file.
