@@ -1,9 +1,11 @@
 """What the command line understands: the verbs of `cm3leon` and the options of each."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from cm3leon_jax import presets
+from cm3leon_jax.sampling.requests import TASKS
 
 RECIPE = (
     "Also takes --config NAME [--config.FIELD=VALUE] or --gin_file FILE [--gin.FIELD=VALUE], with"
@@ -107,19 +109,11 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
 
     made = verb(
         "sample",
-        "Draw pictures for a prompt.",
+        "Draw pictures, write captions, answer and edit, one request or a file of them.",
         'cm3leon sample runs/quickstart/bundle "a small red ring top left on white" --n 8',
     )
-    made.add_argument("bundle", help="folder of a bundle")
-    made.add_argument("prompt")
-    made.add_argument("--n", type=int, default=1, help="pictures")
-    made.add_argument("--documents", type=int, help="retrieved documents in front of the prompt")
-    made.add_argument("--guidance", type=float)
-    made.add_argument("--temperature", type=float)
-    made.add_argument("--top_p", type=float)
-    made.add_argument("--top_k", type=int)
-    made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--out", type=Path, default=Path("grid.png"))
+    _add_sampling(made)
+    with_processes(made)
 
     made = verb(
         "evaluate",
@@ -160,6 +154,60 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--rounds", type=_positive, default=2000, help="rows drawn")
     made.add_argument("--text_tokens", type=_positive, default=9, help="tokens of a caption")
     return parser
+
+
+def parse(description: str | None, arguments: Sequence[str]) -> argparse.Namespace:
+    """One command line; a prompt may stand behind options.
+
+    Python 3.11 gives a subcommand's optional positional up before it has seen the whole line.
+    """
+    parser = make_parser(description)
+    options, rest = parser.parse_known_args(arguments)
+    if options.verb == "sample" and options.prompt is None and rest and rest[0][:1] != "-":
+        options.prompt = rest.pop(0)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
+
+
+def _add_sampling(made: argparse.ArgumentParser) -> None:
+    """The options of `sample`; those named like a field of a request are None where not given."""
+    made.add_argument("bundle", help="folder of a bundle")
+    made.add_argument("prompt", nargs="?", help="the text; of the task answer, the question")
+    made.add_argument("--task", choices=tuple(TASKS), default="images")
+    made.add_argument("--n", type=int, help="images: how many (1)")
+    made.add_argument("--documents", type=int, help="retrieved documents in front")
+    for name in ("guidance", "temperature", "top_p"):
+        made.add_argument(f"--{name}", type=float)
+    made.add_argument("--top_k", type=int)
+    made.add_argument("--contrastive", type=int, metavar="K", help="images: CD-K instead of top_p")
+    made.add_argument(
+        "--candidates", type=int, metavar="M", help="images: keep the n best of M by CLIP"
+    )
+    made.add_argument(
+        "--mixed", action="store_true", default=None, help="candidates: half top_p, half CD-K"
+    )
+    made.add_argument("--image", metavar="FILE", help="all but images and boxes: the picture")
+    made.add_argument("--question", help="answer: the same as PROMPT")
+    made.add_argument("--explain", action="store_true", default=None, help="answer: with reasons")
+    made.add_argument("--style", help="caption: short or long")
+    made.add_argument("--kind", help="structure: what the picture is a map of, such as edges")
+    made.add_argument("--guidance_image", type=float, help="edit: guidance by the picture")
+    made.add_argument("--guidance_text", type=float, help="edit: guidance by the instruction")
+    made.add_argument(
+        "--box",
+        dest="boxes",
+        action="append",
+        metavar="NAME:X0,Y0,X1,Y1",
+        help="boxes: a thing and its place in pixels; as often as there are things",
+    )
+    made.add_argument("--seed", type=int, help="0 where not given")
+    made.add_argument(
+        "--requests",
+        metavar="FILE",
+        help="JSONL, one request a line, or - for standard input; options are their defaults",
+    )
+    made.add_argument("--out", type=Path, help="PNG file (grid.png); of --requests, a folder")
 
 
 def _positive(text: str) -> int:

@@ -111,13 +111,8 @@ class Checkpoints:
                     raise FileNotFoundError(f"{name} is missing")
                 if (there := (folder / name).stat().length) != size:
                     raise ValueError(f"{name} has {there} bytes instead of {size}")
-        ocp, me = _orbax(), jax.process_index()
-        alone = ocp.Context()
-        alone.multiprocessing.primary_host = me
-        alone.multiprocessing.active_processes = {me}
-        alone.multiprocessing.barrier_sync_key_prefix = f"restore_{me}"
-        with alone:
-            return ocp.load_checkpointables(folder, wanted)
+        with _alone():
+            return _orbax().load_checkpointables(folder, wanted)
 
     def _move_aside(self, damaged: Mapping[int, str], newest: int) -> None:
         """So that a later save of the same step is the newest again and nothing is deleted."""
@@ -156,9 +151,9 @@ def save_network(folder: PathLike, network: Any) -> None:
 
 
 def load_network(folder: PathLike, network: Any, mesh_shardings: Any) -> Any:
-    """Reads a network into the form of the abstract `network`."""
+    """Reads a network into the form of the abstract `network`; waits for no other process."""
     wanted = to_names(_abstract(network, mesh_shardings))
-    with _explained(folder):
+    with _explained(folder), _alone():
         return from_names(network, _orbax().load(local(folder).absolute(), wanted))
 
 
@@ -271,6 +266,15 @@ def _names(path: Any) -> list[str]:
 def _abstract(tree: Any, mesh_shardings: Any) -> Any:
     of_leaf = lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at)  # noqa: E731
     return jax.tree.map(of_leaf, tree, mesh_shardings)
+
+
+def _alone() -> Any:
+    """The context in which Orbax reads on this process without meeting the others."""
+    context, me = _orbax().Context(), jax.process_index()
+    context.multiprocessing.primary_host = me
+    context.multiprocessing.active_processes = {me}
+    context.multiprocessing.barrier_sync_key_prefix = f"restore_{me}"
+    return context
 
 
 def _orbax() -> Any:

@@ -15,10 +15,10 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cm3leon_jax import config, presets, processes, recipes
-from cm3leon_jax.arguments import make_parser
+from cm3leon_jax.arguments import parse
 from cm3leon_jax.fields import to_flat
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         experiment, rest = recipes.from_arguments(sys.argv[1:] if arguments is None else arguments)
-        options = make_parser(__doc__).parse_args(rest)
+        options = parse(__doc__, rest)
         if experiment is not None and options.verb in ("sample", "evaluate"):
             raise ValueError(f"{options.verb} takes its config from the bundle; leave --config out")
         options.experiment = experiment
@@ -116,34 +116,56 @@ def _train(options: argparse.Namespace) -> None:
 
 def _join(options: argparse.Namespace) -> None:
     """Joins the other processes, where there are some; what they compile is kept with the run."""
-    places = (options.coordinator, options.processes, options.process)
-    if options.distributed or places != (None, None, None):
-        processes.join(*places)
+    if _has_places(options):
+        processes.join(options.coordinator, options.processes, options.process)
     processes.keep_compiled(options.workdir / "compiled")
 
 
+def _has_places(options: argparse.Namespace) -> bool:
+    places = (options.coordinator, options.processes, options.process)
+    return options.distributed or places != (None, None, None)
+
+
 def _sample(options: argparse.Namespace) -> None:
-    import numpy as np
-    from PIL import Image
-
-    from cm3leon_jax.data.pictures import grid
     from cm3leon_jax.decoding.generator import load
+    from cm3leon_jax.sampling.answers import answer_one
+    from cm3leon_jax.sampling.jobs import read_job, run_job
+    from cm3leon_jax.sampling.requests import TASKS, make_request, parse_box
 
-    if not options.out.resolve().parent.is_dir() or not options.out.suffix:
-        raise ValueError(f"--out {options.out}: name a picture file in a folder that exists")
-    images = load(options.bundle).images(
-        options.prompt,
-        options.n,
-        guidance=options.guidance,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        top_k=options.top_k,
-        documents=options.documents,
-        seed=options.seed,
-    )
-    columns = min(len(images), 8)
-    Image.fromarray(grid([np.asarray(image) for image in images], columns)).save(options.out)
-    print(options.out)
+    fields = _fields(options)
+    if fields.get("boxes"):
+        fields["boxes"] = [parse_box(box) for box in fields["boxes"]]
+    if options.requests is None:
+        request = make_request(options.task, fields)
+        out = options.out or Path("grid.png")
+        if not TASKS[options.task].draws and options.out:
+            raise ValueError(f"--out {out}: leave it out, task {options.task} prints its text")
+        if not out.resolve().parent.is_dir() or out.suffix.lower() != ".png":
+            raise ValueError(f"--out {out}: name a .png file in a folder that exists")
+        if _has_places(options):
+            raise ValueError("--distributed: use it with --requests; one request needs one process")
+        answer_one(load(options.bundle), request, out)
+        return
+    if options.out is None or (options.out.exists() and not options.out.is_dir()):
+        raise ValueError(f"--out {options.out}: name a folder for the answers to --requests")
+    if options.requests == "-" and _has_places(options):
+        raise ValueError("--requests -: use a file, which every process can read")
+    if "image" in fields:
+        fields["image"] = str(Path(fields["image"]).absolute())
+    job = read_job(options.requests, options.task, fields)
+    if _has_places(options):
+        processes.join(options.coordinator, options.processes, options.process)
+    run_job(lambda: load(options.bundle), job, options.out)
+
+
+def _fields(options: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says of a request; the prompt is the question of an answer."""
+    from cm3leon_jax.sampling.requests import FIELDS
+
+    fields = {name: getattr(options, name) for name in FIELDS}
+    if options.task == "answer" and options.question is None:
+        fields |= {"question": options.prompt, "prompt": None}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _evaluate(options: argparse.Namespace) -> None:

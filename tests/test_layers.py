@@ -17,7 +17,7 @@ NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
 ROWS = (
     ("cli",),
     ("quickstart", "arguments"),
-    ("stages",),
+    ("stages", "sampling"),
     ("bundle", "start"),
     ("evaluation", "interop", "plan"),
     ("training", "decoding"),
@@ -27,7 +27,7 @@ ROWS = (
     ("sharding", "chips", "presets", "recipes", "processes"),
     ("config",),
     ("network_config",),
-    ("fields",),
+    ("fields", "version"),
 )
 DEPTH = {room: depth for depth, row in enumerate(ROWS) for room in row}
 HEAVY = {

@@ -55,7 +55,7 @@ def load(bundle: PathLike) -> "Generator":
     A memory is memory-mapped, so it is found in local bundles only.
     """
     c, folder = read_experiment(bundle), local(bundle)
-    mesh = make_mesh(config.Mesh(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    mesh = make_mesh(config.Mesh(data=1, fsdp=1, tensor=1), jax.local_devices()[:1])
     text = TextTokenizer((folder / "text.model").read_bytes())
     text.check_fits(Vocabulary.of(c.model))
     transformer = open_transformer(c, folder / "transformer", mesh)
