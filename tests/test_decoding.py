@@ -12,6 +12,7 @@ from cm3leon_jax.decoding.engine import count_codes, draw_codes, draw_text, pad_
 from cm3leon_jax.decoding.logits import Guidance, Sampling
 from cm3leon_jax.models.cache import empty_cache
 from cm3leon_jax.models.transformer import Transformer
+from cm3leon_jax.sharding import make_mesh, shardings
 from cm3leon_jax.tokens.vocabulary import BREAK, EOS, EOSS, PAD
 
 FORMS = {
@@ -219,3 +220,31 @@ def test_places_in_an_image_count_from_the_first_code_drawn(model):
         draw_codes(model, padded, keys_of(3), GREEDY, Guidance(), 2, first)
     )
     assert np.any(draw(0) != draw(2)) == c.code_positions
+
+
+def test_decode_over_a_tensor_mesh_equals_teacher_forcing(model):
+    c, prompts = model.config, prompts_of(model.config)
+    mesh = make_mesh(config.Mesh(data=1, fsdp=1, tensor=2), jax.devices())
+    split = jax.device_put(model, shardings(model, mesh))
+    assert split.layers.query[...].sharding.shard_shape(split.layers.query[...].shape)[2] == 2
+    padded = pad_prompts([prompts], model.image_start)
+    codes = draw_codes(split, padded, keys_of(3), GREEDY, Guidance(), c.image_tokens)
+    for prompt, row in zip(prompts, np.asarray(codes)):
+        ids = np.concatenate([prompt, row + model.image_start])
+        logits = read_in_one_go(model, ids)[len(prompt) - 1 : -1, model.image_start :]
+        chosen = np.take_along_axis(logits, row[:, None], axis=1)[:, 0]
+        np.testing.assert_allclose(chosen, logits.max(axis=1), atol=1e-4)
+
+
+def test_int8_weights_keep_logits_within_two_percent(model):
+    c, prompt = model.config, prompts_of(model.config)[1]
+    rounded = model.for_decoding(int8=True)
+    weights = jax.tree.leaves(rounded.layers)
+    count = 7 if c.activation == "swiglu" else 6
+    assert sum(x.dtype == jnp.int8 for x in weights) == count
+    exact, near = (read_in_one_go(each, prompt) for each in (model, rounded))
+    apart = np.linalg.norm(near - exact) / np.linalg.norm(exact)
+    assert 0 < apart < 0.02
+    padded = pad_prompts([[prompt]], model.image_start)
+    codes = draw_codes(rounded, padded, keys_of(1), Sampling(), Guidance(), 4, int8=True)
+    assert np.all((np.asarray(codes) >= 0) & (np.asarray(codes) < c.image_codes))

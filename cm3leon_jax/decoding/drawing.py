@@ -29,11 +29,12 @@ GROWTH = 256  # a prompt that grows by whole segments is padded to a multiple: f
 
 @dataclass(frozen=True)
 class Drawer:
-    """A transformer that draws. `pieces`: how many the text tokenizer has."""
+    """A transformer that draws. pieces: how many the text tokenizer has; int8: of the cache."""
 
     model: Transformer
     pieces: int
     defaults: config.Decode
+    int8: bool = False
 
     def image_sampling(
         self,
@@ -81,7 +82,9 @@ class Drawer:
         def decode(prompts: Prompts, keys: jax.Array) -> jax.Array:
             if guidance.contrast is not None:  # in a mixed pool no two samples share their draws
                 keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 0)
-            return draw_codes(self.model, prompts, keys, sampling, guidance, end - first, first)
+            return draw_codes(
+                self.model, prompts, keys, sampling, guidance, end - first, first, self.int8
+            )
 
         return self._in_batches(streams, decode, n, seed, end - first, **prompts)
 
@@ -172,6 +175,7 @@ class Drawer:
                 limit,
                 self.pieces,
                 closings=closings,
+                int8=self.int8,
             )
 
         return self._in_batches([rows], decode, 1, seed, limit, **prompts)

@@ -49,16 +49,18 @@ from cm3leon_jax.tokens.text import TextTokenizer
 from cm3leon_jax.tokens.vocabulary import Vocabulary
 
 
-def load(bundle: PathLike) -> "Generator":
-    """Opens a bundle, a local folder or gs:// path, on the first device of this process.
+def load(bundle: PathLike, *, int8: bool = False, tensor: int = 1) -> "Generator":
+    """Opens a bundle, a local folder or gs:// path, on the first `tensor` devices of this process.
 
-    A memory is memory-mapped, so it is found in local bundles only.
+    int8: the layers' weights and the key-value cache are rounded to int8, a quarter of float32's
+    bytes. tensor: over so many devices heads and mlp are split. A memory is memory-mapped, so it is
+    found in local bundles only.
     """
     c, folder = read_experiment(bundle), local(bundle)
-    mesh = make_mesh(config.Mesh(data=1, fsdp=1, tensor=1), jax.local_devices()[:1])
+    mesh = make_mesh(config.Mesh(data=1, fsdp=1, tensor=tensor), jax.local_devices())
     text = TextTokenizer((folder / "text.model").read_bytes())
     text.check_fits(Vocabulary.of(c.model))
-    transformer = open_transformer(c, folder / "transformer", mesh)
+    transformer = open_transformer(c, folder / "transformer", mesh).for_decoding(int8)
     image_tokenizer = open_image_tokenizer(c, folder / "image_tokenizer", mesh)
     clip = open_retriever(c, folder / "clip", mesh) if (folder / "clip").exists() else None
     memory = None
@@ -66,7 +68,7 @@ def load(bundle: PathLike) -> "Generator":
         require(clip is not None, "bundle", str(bundle), "use one with clip/, which memory/ needs")
         place = Path(folder / "memory")
         memory = DocumentMemory.open(place, clip, image_tokenizer, text, c.retrieval)  # type: ignore[arg-type]
-    return Generator(c, text, transformer, image_tokenizer, memory, clip)
+    return Generator(c, text, transformer, image_tokenizer, memory, clip, int8)
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Generator:
     image_tokenizer: VQGAN
     memory: DocumentMemory | None = None
     clip: CLIP | None = None
+    int8: bool = False  # of the key-value cache
 
     def images(
         self,
@@ -336,7 +339,7 @@ class Generator:
 
     @property
     def _drawer(self) -> Drawer:
-        return Drawer(self.transformer, self.text.pieces, self.experiment.decode)
+        return Drawer(self.transformer, self.text.pieces, self.experiment.decode, self.int8)
 
     def _documents(self, documents: int | None) -> int:
         """How many to find for each prompt; left out, the default, or none without a memory."""
