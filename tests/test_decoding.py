@@ -44,6 +44,14 @@ def read_in_one_go(model: Transformer, ids: np.ndarray) -> np.ndarray:
     return np.asarray(hidden[0] @ model.head_table().T)
 
 
+def check_most_likely(model: Transformer, prompts: list[np.ndarray], codes: jax.Array) -> None:
+    for prompt, row in zip(prompts, np.asarray(codes)):
+        ids = np.concatenate([prompt, row + model.image_start])
+        logits = read_in_one_go(model, ids)[len(prompt) - 1 : -1, model.image_start :]
+        chosen = np.take_along_axis(logits, row[:, None], axis=1)[:, 0]
+        np.testing.assert_allclose(chosen, logits.max(axis=1), atol=1e-4)
+
+
 def test_codes_are_counted_within_unbroken_runs():
     for ids, expected in (
         ([1, 9, 9, 9, 3, 9, 9], [-1, 0, 1, 2, -1, 0, 1]),
@@ -67,11 +75,7 @@ def test_cached_image_decode_equals_teacher_forcing(model):
         c.image_tokens,
     )
     assert codes.shape == (3, c.image_tokens)
-    for prompt, row in zip(prompts, np.asarray(codes)):
-        ids = np.concatenate([prompt, row + model.image_start])
-        logits = read_in_one_go(model, ids)[len(prompt) - 1 : -1, model.image_start :]
-        chosen = np.take_along_axis(logits, row[:, None], axis=1)[:, 0]
-        np.testing.assert_allclose(chosen, logits.max(axis=1), atol=1e-4)
+    check_most_likely(model, prompts, codes)
 
 
 def test_cached_hidden_states_equal_teacher_forcing(model):
@@ -229,11 +233,7 @@ def test_decode_over_a_tensor_mesh_equals_teacher_forcing(model):
     assert split.layers.query[...].sharding.shard_shape(split.layers.query[...].shape)[2] == 2
     padded = pad_prompts([prompts], model.image_start)
     codes = draw_codes(split, padded, keys_of(3), GREEDY, Guidance(), c.image_tokens)
-    for prompt, row in zip(prompts, np.asarray(codes)):
-        ids = np.concatenate([prompt, row + model.image_start])
-        logits = read_in_one_go(model, ids)[len(prompt) - 1 : -1, model.image_start :]
-        chosen = np.take_along_axis(logits, row[:, None], axis=1)[:, 0]
-        np.testing.assert_allclose(chosen, logits.max(axis=1), atol=1e-4)
+    check_most_likely(model, prompts, codes)
 
 
 def test_int8_weights_keep_logits_within_two_percent(model):
