@@ -69,12 +69,12 @@ def measure() -> str:
         c = shape(size, dtype, platform)
         side = round(count**0.5) * 16
         m = config.replace(c, {"model.image_tokens": count, "image_tokenizer.size": side}).model
-        model = Transformer(m, rngs=nnx.Rngs(0))
+        model = Transformer(m, rngs=nnx.Rngs(0)).for_decoding()
         peer = load_peer(m)
         for images, streams in settings:
             setting = Setting(images, streams, count)
             runs = {"transformers": their_draw(m, peer, setting), "ours": our_draw(model, setting)}
-            seconds = in_turn(runs, max(1, 1024 // count - 1) if platform == "cpu" else 3)
+            seconds = in_turn(runs, 768 // count or 1 if platform == "cpu" else 3)
             least = bytes_read(m, setting) / rate
             name = f"{m.parameters / 1e6:.0f}M, {count} codes, {images} x {streams}"
             for engine, took in seconds.items():
