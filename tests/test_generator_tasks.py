@@ -14,7 +14,6 @@ import cm3leon_jax as cm3
 from cm3leon_jax import config
 from cm3leon_jax.decoding.batches import draw_in_batches
 from cm3leon_jax.decoding.holes import fill_prompt, find_holes
-from cm3leon_jax.models.cache import empty_cache
 from cm3leon_jax.models.clip import CLIP, embed_pictures, embed_texts
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.models.vqgan import VQGAN
@@ -196,9 +195,7 @@ def test_filled_codes_know_their_places(generator, picture):
     ids, places = fill_prompt(document, [], coded.vocabulary)
     ids = np.concatenate([ids, coded.vocabulary.image_ids(fill)])[None].astype(np.int32)
     places = np.concatenate([places, np.arange(4, 12)])[None]
-    cache = empty_cache(c.model, *ids.shape)
-    table = model.embedding_table()
-    hidden, _ = model.read_prompts(ids, places, np.zeros(1, np.int32), cache, table)
+    hidden = model(ids, np.ones_like(ids), np.arange(ids.shape[1])[None], places)
     logits = np.asarray(hidden[0, -9:-1] @ model.head_table()[model.image_start :].T)
     chosen = np.take_along_axis(logits, np.array(fill)[:, None], axis=1)[:, 0]
     np.testing.assert_allclose(chosen, logits.max(axis=1), atol=1e-4)
