@@ -16,7 +16,6 @@ from cm3leon_jax.decoding.logits import (
     draw,
     keep_top_k,
     keep_top_p,
-    penalize,
 )
 
 # Without subnormal numbers: XLA takes them for 0 on CPU, so that two of them are a tie.
@@ -98,11 +97,6 @@ def test_guidance_counts_its_streams():
     assert Guidance(text=1.5).streams == 2
     assert Guidance(contrast=Contrast(4)).streams == 2
     assert Guidance(text=7.5, image=1.5).streams == 3
-
-
-def test_used_columns_become_less_likely_whatever_their_sign():
-    values, used = np.array([[2.0, -2.0, 1.0, -1.0]]), np.array([[True, True, False, False]])
-    np.testing.assert_allclose(penalize(jnp.array(values), used, 1.25), [[1.6, -2.5, 1.0, -1.0]])
 
 
 def test_draws_follow_the_softmax():

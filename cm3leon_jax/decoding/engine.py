@@ -192,22 +192,20 @@ def draw_text(
         return (index < limit) & ~done.all()
 
     def step(carry: tuple) -> tuple:
-        index, done, ids, used, logits, cache = carry
+        index, done, ids, logits, cache = carry
         logits = logits.at[:, :ends].add(jnp.where(index == 0, NEVER, 0.0))
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-        column = draw(step_keys, logits, sampling, used)
-        used = used.at[jnp.arange(len(keys)), column].set(column >= ends)
+        column = draw(step_keys, logits, sampling)
         closed = written[jnp.minimum(column, ends - 1)]
         new = jnp.where(column < ends, closed, column - ends + first)
         new, done = jnp.where(done, PAD, new), done | (column < ends)
         ids = jax.lax.dynamic_update_index_in_dim(ids, new, index, axis=1)
         tokens, codes_at = jnp.where(done, EOSS, new), jnp.full(new.shape, -1)
         logits, cache = decoder.extend(tokens, codes_at, length + index, cache, length + limit)
-        return index + 1, done, ids, used, logits, cache
+        return index + 1, done, ids, logits, cache
 
     ids, done = jnp.full((len(keys), limit), PAD), jnp.zeros(len(keys), bool)
-    used = jnp.zeros(logits.shape, bool)
-    return jax.lax.while_loop(unfinished, step, (jnp.int32(0), done, ids, used, logits, cache))[2]
+    return jax.lax.while_loop(unfinished, step, (jnp.int32(0), done, ids, logits, cache))[2]
 
 
 @jax.jit

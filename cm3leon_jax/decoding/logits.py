@@ -18,7 +18,6 @@ class Sampling(NamedTuple):
     temperature: jax.Array | float = 1.0
     top_p: jax.Array | float | None = None
     top_k: jax.Array | int | None = None
-    repetition_penalty: jax.Array | float | None = None  # of texts; 1 changes nothing
 
 
 class Contrast(NamedTuple):
@@ -112,16 +111,9 @@ def _least(values: jax.Array, weights: jax.Array, enough: jax.Array | float) -> 
     return jnp.where(found == 0, -jnp.inf, least)
 
 
-def draw(
-    keys: jax.Array, logits: jax.Array, sampling: Sampling, used: jax.Array | None = None
-) -> jax.Array:
-    """Draws one column per row with that row's key: keys [B], logits [B V] -> [B].
-
-    used [B V] marks the columns that `sampling.repetition_penalty` makes less likely.
-    """
+def draw(keys: jax.Array, logits: jax.Array, sampling: Sampling) -> jax.Array:
+    """Draws one column per row with that row's key: keys [B], logits [B V] -> [B]."""
     logits = logits.astype(jnp.float32)
-    if sampling.repetition_penalty is not None and used is not None:
-        logits = penalize(logits, used, sampling.repetition_penalty)
     cool = logits / jnp.maximum(jnp.asarray(sampling.temperature, jnp.float32), 1e-6)
     if sampling.top_k is not None:
         cool = keep_top_k(cool, sampling.top_k)
@@ -129,10 +121,3 @@ def draw(
         cool = keep_top_p(cool, sampling.top_p)
     drawn = jax.vmap(jax.random.categorical)(keys, cool)
     return jnp.where(jnp.asarray(sampling.temperature) > 0, drawn, jnp.argmax(logits, axis=-1))
-
-
-def penalize(logits: jax.Array, used: jax.Array, penalty: jax.Array | float) -> jax.Array:
-    """Divides the positive logits of used columns by the penalty and multiplies the others (CTRL,
-    arXiv:1909.05858, section 4.1, as made independent of sign). [B V] -> [B V]"""
-    lower = jnp.where(logits > 0, logits / penalty, logits * penalty)
-    return jnp.where(used, lower, logits)

@@ -10,31 +10,30 @@ import jax
 import jax.numpy as jnp
 
 from cm3leon_jax import config
+from cm3leon_jax.models.products import Int8
 
 
 class Cache(NamedTuple):
-    """Keys and values of one layer, or of all of them on a leading axis L."""
+    """Keys and values of all layers; of one, without L, as `read` gives them."""
 
-    keys: jax.Array  # [B K S H]
-    values: jax.Array  # [B K S H]
-    key_scales: jax.Array | None = None  # [B K S] float32; an int8 key is multiplied by its scale
+    keys: jax.Array  # [L B K S H]
+    values: jax.Array  # [L B K S H]
+    key_scales: jax.Array | None = None  # [L B K S] float32; an int8 key is multiplied by its scale
     value_scales: jax.Array | None = None
 
     def write(
-        self, key: jax.Array, value: jax.Array, cursor: jax.Array | int, layer: Any
+        self, key: jax.Array, value: jax.Array, cursor: jax.Array | int, layer: jax.Array
     ) -> "Cache":
-        """This cache with key and value [B T K H] at slots cursor .. cursor + T - 1."""
+        """This cache with a layer's key and value [B T K H] at slots cursor .. cursor + T - 1."""
 
         def put(store: Any, new: jax.Array) -> jax.Array:
-            at = (0, 0, cursor, 0)[: new.ndim]
-            if layer is not None:
-                at, new = (layer, *at), new[None]
-            return jax.lax.dynamic_update_slice(store, new.astype(store.dtype), at)
+            at = (layer, 0, 0, cursor, 0)[: store.ndim]
+            return jax.lax.dynamic_update_slice(store, new[None].astype(store.dtype), at)
 
         key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
         if self.key_scales is None:
             return Cache(put(self.keys, key), put(self.values, value))
-        (key, key_scale), (value, value_scale) = quantize(key), quantize(value)
+        (key, key_scale), (value, value_scale) = Int8.of(key, (3,)), Int8.of(value, (3,))
         return Cache(
             put(self.keys, key),
             put(self.values, value),
@@ -42,10 +41,9 @@ class Cache(NamedTuple):
             put(self.value_scales, value_scale),
         )
 
-    def read(self, slots: int, layer: Any) -> "Cache":
+    def read(self, slots: int, layer: jax.Array) -> "Cache":
         """The first `slots` slots of one layer."""
-        one = self if layer is None else jax.tree.map(lambda x: x[layer], self)
-        return jax.tree.map(lambda x: x[:, :, :slots], one)
+        return jax.tree.map(lambda x: x[layer][:, :, :slots], self)
 
 
 def empty_cache(c: config.Model, batch: int, slots: int, int8: bool = False) -> Cache:
@@ -55,13 +53,6 @@ def empty_cache(c: config.Model, batch: int, slots: int, int8: bool = False) -> 
         return Cache(jnp.zeros(shape, c.dtype), jnp.zeros(shape, c.dtype))
     stores = jnp.zeros(shape, jnp.int8), jnp.zeros(shape, jnp.int8)
     return Cache(*stores, jnp.zeros(shape[:-1]), jnp.zeros(shape[:-1]))
-
-
-def quantize(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """int8, and the float32 scale of its last axis that restores it to within half a step."""
-    x = x.astype(jnp.float32)
-    scale = jnp.maximum(jnp.abs(x).max(axis=-1), 1e-30) / 127
-    return jnp.round(x / scale[..., None]).astype(jnp.int8), scale
 
 
 def attend_cache(query: jax.Array, cache: Cache, start: jax.Array, cursor: jax.Array) -> jax.Array:

@@ -67,17 +67,17 @@ def _int8_product() -> Callable[..., jax.Array]:
 
 
 class Int8(NamedTuple):
-    """A weight in int8 with one float32 scale for each output feature."""
+    """An array in int8 with a float32 scale: of a weight for each output feature."""
 
     values: jax.Array
-    scales: jax.Array  # the shape of the outputs
+    scales: jax.Array  # without the axes that share one
 
     @classmethod
-    def of(cls, weight: jax.Array, summed: tuple[int, ...]) -> "Int8":
-        """Rounds a weight to its nearest, over the axes that its product sums."""
-        weight = weight.astype(jnp.float32)
-        scales = jnp.maximum(jnp.abs(weight).max(axis=summed, keepdims=True), 1e-30) / 127
-        values = jnp.round(weight / scales).astype(jnp.int8)
+    def of(cls, array: jax.Array, summed: tuple[int, ...]) -> "Int8":
+        """Rounds to within half a step; the axes that a product sums share a scale."""
+        array = array.astype(jnp.float32)
+        scales = jnp.maximum(jnp.abs(array).max(axis=summed, keepdims=True), 1e-30) / 127
+        values = jnp.round(array / scales).astype(jnp.int8)
         return cls(values, scales.squeeze(summed))
 
 

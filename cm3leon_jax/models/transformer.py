@@ -183,7 +183,7 @@ class Transformer(nnx.Module):
         codes_at: jax.Array,
         start: jax.Array,
         cursor: jax.Array,
-        cache: Cache | list[Cache],
+        cache: Cache,
         table: jax.Array,
         slots: int,
     ) -> tuple[jax.Array, Any]:
@@ -191,7 +191,7 @@ class Transformer(nnx.Module):
 
         tokens [B T] go to slots cursor .. cursor + T - 1, all below `slots`, which is how many of
         the cache are read; codes_at [B T] is each code's place in its image, -1 for text; start [B]
-        is the first slot of each left-padded row. The cache is a list where the layers are.
+        is the first slot of each left-padded row.
         """
 
         def over_cache(query: Any, key: Any, value: Any, layer: Any, cache: Cache):
