@@ -38,12 +38,16 @@ class Objective:
     retrieved_weight: float = 1.0  # loss weight of retrieved documents (RA-CM3: 0.1)
     sentinel_weight: float = 1.0  # loss weight of <mask:i>
     z_loss: float = 0.0  # weight of log(Z)^2 (Chameleon: 1e-5)
+    answer_last: float = 0.0  # share of the documents whose answer alone is masked, to be read last
+    answer_only: bool = False  # whether the loss counts answers alone
 
     def __post_init__(self) -> None:
         require(self.rate >= 0, "objective.rate", self.rate, "must be >= 0")
         require(self.max_spans >= 0, "objective.max_spans", self.max_spans, "must be >= 0")
         rule = "is a probability; use a value from 0 to 1"
-        require(0 <= self.whole_segment <= 1, "objective.whole_segment", self.whole_segment, rule)
+        for name in ("whole_segment", "answer_last"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"objective.{name}", value, rule)
         for name in ("retrieved_weight", "sentinel_weight", "z_loss"):
             require(getattr(self, name) >= 0, f"objective.{name}", getattr(self, name), ">= 0")
 
@@ -72,6 +76,7 @@ class Data:
 
     source: str = "scenes"  # scenes | emoji | tfds:NAME | a folder, JSONL, CSV or tar shards
     fields: str = ""  # of a TFDS source: "image=image,text=captions/text"; empty: the shipped map
+    task: str = "plain"  # how records are told, and of which layout a public dataset is
     mixture: str = ""  # SeqIO task or mixture to train on; empty: the work directory's documents
     allow_licenses: tuple[str, ...] = ()  # keep only these; empty: keep all
     count: int = 50_000  # records read at most; 0: all

@@ -10,6 +10,7 @@ import pytest
 from conftest import make_documents, make_text
 
 from cm3leon_jax import config
+from cm3leon_jax.checkpoint import write_experiment
 from cm3leon_jax.data.examples import Examples, Source
 from cm3leon_jax.data.shards import CodedRecord, Shards, write_shards
 from cm3leon_jax.mapped import finish_mapped, write_mapped_part
@@ -250,3 +251,40 @@ def test_documents_stand_behind_break_and_end_with_eos(joined):
     ids = document.to_ids(Vocabulary.of(c.model))
     assert (ids[0], ids[document.main_start - 1], ids[-1]) == (EOS, BREAK, EOS)
     assert np.sum(ids == BREAK) == 5
+
+
+def test_answers_are_known_wherever_the_document_stands(joined):
+    records = [
+        replace(record, question="q?", answer=f"a{i}")
+        for i, record in enumerate(make_documents(joined))
+    ]
+    roomy = {"model.context": 512, "data.row_length": 512}
+    c, text = config.replace(joined, roomy), make_text()
+    for template, wanted in (("question", " a0"), ("plain", None)):
+        examples = Examples(records[:4], text, c, records, neighbours(ROWS), template)
+        for seed in range(8):
+            document, answers = examples.tell(0, rng_for(seed, 0, 0))
+            ids, vocabulary = document.to_ids(Vocabulary.of(c.model)), Vocabulary.of(c.model)
+            ((start, stop),) = answers
+            if wanted is None:  # nothing is marked: the last segment
+                assert ids[start:stop].tolist() == vocabulary.image_ids(image(document)).tolist()
+                assert stop == len(ids) - 1
+            else:
+                assert text.decode(vocabulary.pieces(ids[start:stop])).strip() == wanted.strip()
+
+
+def test_a_template_is_drawn_with_every_epoch(joined):
+    records = [replace(record, question="q?", answer="a") for record in make_documents(joined)]
+    examples = Examples(records, make_text(), joined, template="question")
+    told = {examples.document(0, rng_for(0, epoch, 0)).segments[0].ids for epoch in range(40)}
+    assert len(told) == 3
+
+
+def test_a_source_is_told_by_the_task_it_was_prepared_for(joined, tmp_path):
+    source = write(joined, tmp_path)
+    write_experiment(tmp_path, config.replace(joined, {"data.task": "image_first"}))
+    document = Examples.open(source, make_text(), joined).document(0, rng_for(0, 0, 0))
+    assert isinstance(document.segments[0], Image)
+    told = replace(source, template="plain")
+    document = Examples.open(told, make_text(), joined).document(0, rng_for(0, 0, 0))
+    assert not isinstance(document.segments[0], Image)

@@ -230,3 +230,44 @@ def test_shares_of_masked_rows_match_the_reference(pairs, whole_segment, text, s
     }
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=0.03)
     assert found["some_text_masked"] >= found["text_masked"]
+
+
+def test_an_answer_is_masked_alone_in_the_share_that_is_asked_for():
+    ids = Document([Text(range(6)), Image(range(4))]).to_ids(VOCABULARY)
+    asked = Objective(rate=0.0, answer_last=0.7)
+    made = [rotate(ids, VOCABULARY, rng_for(0, 0, i), asked, answers=[(3, 5)]) for i in range(600)]
+    masked = relocate(ids, [(3, 5)], VOCABULARY).tolist()
+    share = sum(row.tolist() == masked for row in made) / 600
+    assert abs(share - 0.7) < 4 * np.sqrt(0.7 * 0.3 / 600)
+    assert all(row.tolist() in (masked, ids.tolist()) for row in made)
+
+
+def test_an_answer_that_stands_last_is_left_there():
+    ids = Document([Text(range(6)), Image(range(4))]).to_ids(VOCABULARY)
+    last = Objective(rate=30.0, answer_last=1.0)
+    assert (
+        rotate(ids, VOCABULARY, rng_for(0, 0, 0), last, answers=[(8, 12)]).tolist() == ids.tolist()
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(documents, objectives, seeds, st.data())
+def test_answers_weigh_what_closes_them_and_nothing_else_does(document, objective, seed, data):
+    ids = document.to_ids(VOCABULARY)
+    found = spans(ids, VOCABULARY)
+    _, start, length = data.draw(st.sampled_from(found))
+    answers = [(start, start + length)]
+    only = Objective(
+        rate=objective.rate,
+        max_spans=objective.max_spans,
+        whole_segment=1.0,
+        answer_last=data.draw(st.sampled_from([0.0, 1.0])),
+        answer_only=True,
+    )
+    rotated = rotate(ids, VOCABULARY, rng_for(seed, 0, 0), only, answers=answers)
+    weights = token_weights(rotated, VOCABULARY, only, answers=answers)
+    counted = rotated[weights > 0].tolist()
+    closing = {EOS, BREAK, EOSS}
+    assert [i for i in counted if i not in closing] == ids[start : start + length].tolist()
+    assert 1 <= sum(i in closing for i in counted) <= 2  # moved away, its place closes as well
+    assert set(weights.tolist()) <= {0.0, 1.0}

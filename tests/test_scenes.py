@@ -8,14 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from cm3leon_jax.data.scene_records import records
 from cm3leon_jax.data.scene_text import (
     NUMBERS,
-    TASKS,
     caption,
     edit,
     parse_caption,
     questions,
-    records,
     scan_caption,
 )
 from cm3leon_jax.data.scenes import (
@@ -37,6 +36,7 @@ from cm3leon_jax.data.scenes import (
     render,
     render_batch,
     sample_scenes,
+    sample_words,
     segmentation,
     shape_mask,
 )
@@ -67,7 +67,8 @@ def test_objects_are_kept_in_raster_order() -> None:
         (lambda: Scene((Object("ring", "red", "small", 1),) * 2, "white"), r"\[1, 1\] repeat"),
         (lambda: next(sample_scenes(1, 0, grid=5)), r"grid=5"),
         (lambda: next(sample_scenes(10**9, 0)), r"count=1000000000 .*half"),
-        (lambda: next(records(1, 0, task="sing")), r"task='sing' .*caption"),
+        (lambda: next(records(1, 0, task="depth")), r"task='depth': .*segmentation"),
+        (lambda: next(sample_words(10**9, 0)), r"count=1000000000 .*half"),
     ],
 )
 def test_wrong_values_are_named_in_one_line(build, message: str) -> None:
@@ -369,7 +370,7 @@ def test_an_edit_changes_the_one_thing_it_names(grid: int, letters: bool) -> Non
     assert kinds == {"add", "remove", "move", "make", "turn"}
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ["plain", "edit", "edges", "segmentation_of"])
 def test_records_hold_the_scene_they_are_named_after(task: str) -> None:
     scenes = {s.id: s for s in some(60, seed=9)}
     made = list(records(60, seed=9, task=task))
@@ -383,9 +384,20 @@ def test_records_hold_the_scene_they_are_named_after(task: str) -> None:
             assert (record.segments[0] != record.segments[1]).any()
         else:
             assert record.segments[0] == caption(scene)
-        if task == "caption":
+        if task == "plain":
             assert list(record.boxes) == boxes(scene)
             assert record.answer == answer(scene, record.question or "")
+
+
+def test_words_are_written_from_the_first_cell_on() -> None:
+    made = list(records(90, seed=9, task="write"))
+    assert len({r.id for r in made}) == 90 == len({r.segments[0] for r in made})
+    assert {len(str(r.segments[0])) for r in made} == {1, 2, 3}
+    for record in made:
+        text, image = record.segments
+        drawn = tuple(Object(o, "blue", "large", cell) for cell, o in enumerate(str(text)))
+        assert (image == render(Scene(drawn, "white"))).all()
+    assert [r.id for r in records(30, seed=9, task="write", start=60)] == [r.id for r in made[60:]]
 
 
 def test_records_repeat_for_the_same_seed() -> None:

@@ -255,6 +255,21 @@ def test_a_task_without_a_mixture_and_rates_of_zero(runs, tmp_path):
         assert resolve(f"declared:{name}", tmp_path, "held_out") == [(scenes, 1.0)]
 
 
+def test_work_directories_are_listed_without_seqio(runs, tmp_path):
+    listed = f"{runs}/quickstart:image_first=3, {runs}/emoji=1"
+    assert resolve(listed, tmp_path, "held_out") == [
+        (
+            Source(
+                f"{runs}/quickstart:image_first", f"{runs}/quickstart", "held_out", "image_first"
+            ),
+            0.75,
+        ),
+        (Source(f"{runs}/emoji", f"{runs}/emoji", "held_out"), 0.25),
+    ]
+    with pytest.raises(ValueError, match=r"'runs/a=x': use DIRECTORY\[:TEMPLATE\]=RATE"):
+        resolve("runs/a=x,runs/b=1", tmp_path)
+
+
 def test_seqio_mixes_at_these_rates(runs):
     add_mixture("blend", {"scenes": 3, "emoji": 1})
     found = documents_of(read("blend", num_epochs=10), runs / "emoji")

@@ -83,8 +83,9 @@ def open_example(record: Record, size: int) -> Example:
     segments = tuple(
         part if isinstance(part, str) else open_picture(part, size) for part in record.segments
     )
-    if not any(isinstance(part, str) for part in segments):
-        raise BadPicture("no text: question, answer and instruction are not trained on yet")
+    has_text = any(isinstance(part, str) for part in segments)
+    if not (has_text or record.question or record.instruction):
+        raise BadPicture("no text, question or instruction")
     return Example(record, segments)
 
 

@@ -7,12 +7,14 @@ with every epoch's generator, so a document is also seen alone where `retrieval.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cm3leon_jax import config
+from cm3leon_jax.checkpoint import read_experiment
+from cm3leon_jax.data.instructions import find_task
 from cm3leon_jax.data.shards import CodedRecord, Shards
 from cm3leon_jax.data.templates import TEMPLATES, Parts
 from cm3leon_jax.mapped import Mapped
@@ -41,21 +43,35 @@ class Neighbours(Protocol):
     def __getitem__(self, rows: list[int], /) -> NDArray[Any]: ...
 
 
+class Told(NamedTuple):
+    """A document, and what in it is answered: [start, stop) of `Document.to_ids`, in order.
+
+    Where no text has marked answers that is the last segment.
+    """
+
+    document: Document
+    answers: list[tuple[int, int]]
+
+
 @dataclass(frozen=True)
 class Source:
-    """What a task declares: the documents of a work directory, and how they are told."""
+    """What a task declares: the documents of a work directory, and how they are told.
+
+    Without a template that is `data.task` of the directory's config.json.
+    """
 
     name: str
     workdir: Path | str
     split: Literal["train", "held_out"] = "train"
-    template: str = "plain"
+    template: str = ""
 
     def __post_init__(self) -> None:
-        for field, known in (("split", SPLITS), ("template", tuple(TEMPLATES))):
+        for field, known in (("split", SPLITS), ("template", ("", *TEMPLATES))):
             value = getattr(self, field)
             if value not in known:
                 raise ValueError(
-                    f"source {self.name!r}: {field}={value!r}: use {' or '.join(known)}"
+                    f"source {self.name!r}: {field}={value!r}: use"
+                    f" {' or '.join(filter(None, known))}"
                 )
 
 
@@ -111,40 +127,51 @@ class Examples:
                     f" {folder} has vectors of {wanted[0]} and {wanted[1]}:"
                     " run `cm3leon retrieve` again"
                 )
-        return cls(documents, text, c, memory, neighbours, source.template, source.name)
+        template = source.template or _template_of(Path(source.workdir))
+        return cls(documents, text, c, memory, neighbours, template, source.name)
 
     def __len__(self) -> int:
         return len(self._documents)
 
     def document(self, index: int, rng: np.random.Generator) -> Document:
+        """The document of `tell`."""
+        return self.tell(index, rng).document
+
+    def tell(self, index: int, rng: np.random.Generator) -> Told:
         """The document, with as many of its drawn neighbours in front as fit a row.
 
         Nothing is ever cut. A document that does not fit alone raises ValueError.
         """
         record = self._documents[index]
-        main = _read(self._template(record, rng), self.text)
-        room = self._c.data.row_length - _places(main)
-        if room < 0:
+        ways = self._template(record)
+        parts = ways[rng.integers(len(ways))] if len(ways) > 1 else ways[0]
+        main, answers = tell(parts, self.text)
+        longest, places = self._c.data.row_length, count_places(main.segments)
+        if places > longest:
             raise ValueError(
-                f"source {self.name!r}, document {record.id!r}: {_places(main)} tokens,"
-                f" data.row_length={self._c.data.row_length}: shorten it or use longer rows"
+                f"source {self.name!r}, document {record.id!r}: {places} tokens,"
+                f" data.row_length={longest}: shorten it or use longer rows"
             )
+        room = longest - places
         retrieved: list[Document] = []
         for row in self._draw(index, rng):
             neighbour = to_document(self._memory[row], self.text)
-            room -= _places(neighbour.segments)
+            room -= count_places(neighbour.segments)
             if room < 0:
                 break
             retrieved.append(neighbour)
-        return Document(main, retrieved)
+        document = Document(main.segments, retrieved)
+        moved = document.main_start - main.main_start
+        return Told(document, [(start + moved, stop + moved) for start, stop in answers])
 
     def example(self, index: int, rng: np.random.Generator) -> Example:
         """The document, rotated, with the loss weight and the place in its image of every id."""
-        document = self.document(index, rng)
+        document, answers = self.tell(index, rng)
         ids = document.to_ids(self._vocabulary, self._c.model.image_tokens)
         longest, objective = self._c.data.row_length + 1, self._c.objective
-        rotated = rotate(ids, self._vocabulary, rng, objective, longest)
-        weights = token_weights(rotated, self._vocabulary, objective, document.main_start)
+        rotated = rotate(ids, self._vocabulary, rng, objective, longest, answers)
+        start = document.main_start
+        weights = token_weights(rotated, self._vocabulary, objective, start, answers)
         return Example(rotated, weights, code_places(rotated, self._vocabulary))
 
     def _draw(self, index: int, rng: np.random.Generator) -> list[int]:
@@ -157,16 +184,37 @@ class Examples:
         return found[: rng.integers(retrieval.least, retrieval.most + 1)].tolist()
 
 
+def _template_of(workdir: Path) -> str:
+    is_run = (workdir / "config.json").exists()
+    return find_task(read_experiment(workdir).data.task).template if is_run else "plain"
+
+
 def to_document(record: CodedRecord, text: TextTokenizer) -> Document:
     """The record as it was read: so documents of the memory stand in front of others."""
-    return Document(_read(record.segments, text))
+    return tell(record.segments, text).document
 
 
-def _read(parts: Parts, text: TextTokenizer) -> list[Text | Image]:
-    return [Text(text.encode(part)) if isinstance(part, str) else Image(part) for part in parts]
+def tell(parts: Parts, text: TextTokenizer) -> Told:
+    """The parts as a document without retrieved ones."""
+    segments: list[Text | Image] = []
+    answers, at = [], 1
+    for part in parts:
+        start = at
+        if isinstance(part, np.ndarray):
+            segments.append(Image(part))
+            at += len(part)
+        else:
+            ids: list[int] = []
+            for piece, is_answer in [(part, False)] if isinstance(part, str) else part.pieces():
+                ids += text.encode(piece)
+                answers += [(at, start + len(ids))] if is_answer else []
+                at = start + len(ids)
+            segments.append(Text(ids))
+        last, at = (start, at), at + 1
+    return Told(Document(segments), answers or [last])
 
 
-def _places(segments: Sequence[Text | Image]) -> int:
+def count_places(segments: Sequence[Text | Image]) -> int:
     """Places in a row: all ids and what stands in front of each segment, <eos> or <break>."""
     return sum(
         1 + len(segment.ids if isinstance(segment, Text) else segment.codes) for segment in segments

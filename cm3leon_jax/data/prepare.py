@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from cm3leon_jax import config
 from cm3leon_jax.checkpoint import fingerprint, write_json
 from cm3leon_jax.data import sources
 from cm3leon_jax.data.collection import Example, open_example
+from cm3leon_jax.data.examples import count_places, tell
+from cm3leon_jax.data.instructions import find_task
 from cm3leon_jax.data.networks import (
     open_image_tokenizer,
     open_retriever,
@@ -37,8 +39,9 @@ from cm3leon_jax.data.networks import (
     require_result,
 )
 from cm3leon_jax.data.pictures import BadPicture
-from cm3leon_jax.data.records import Skipped, is_held_out
+from cm3leon_jax.data.records import Skipped, fail, is_held_out
 from cm3leon_jax.data.shards import FIELDS, CodedRecord, Shards, finish_shards, write_part
+from cm3leon_jax.data.templates import TEMPLATES
 from cm3leon_jax.mapped import Mapped, finish_mapped, part_path, write_mapped_part
 from cm3leon_jax.models.clip import (
     CLIP,
@@ -211,15 +214,17 @@ def open_examples(
 ) -> Iterator[Example]:
     """The records of a part with their pictures; those that cannot be used go to `skipped`."""
     c, size = experiment, experiment.image_tokenizer.size
+    template = TEMPLATES[find_task(c.data.task).template]
+    unknown = np.zeros(c.model.image_tokens, np.int32)
     for record in sources.read(part, c.data, size, skipped):
         try:
             example = open_example(record, size)
-            places = sum(len(text.encode(part)) + 1 for part in example.texts)
-            places += (c.model.image_tokens + 1) * len(example.images)
+            ways = template(_code(example, repeat(unknown)))
+            documents = (tell(way, text).document for way in ways)
+            places = max(count_places(document.segments) for document in documents)
             if places > c.data.row_length:
-                rule = f"{places} tokens, data.row_length={c.data.row_length}: shorten it"
-                raise BadPicture(rule)
-        except BadPicture as error:
+                fail(f"{places} tokens, data.row_length={c.data.row_length}: shorten it")
+        except ValueError as error:
             skipped.add(record.origin or record.id, str(error))
             skipped.check_early(c.data.max_bad_fraction)
         else:
@@ -230,13 +235,15 @@ def encode(tokenizer: VQGAN, examples: Sequence[Example]) -> list[CodedRecord]:
     """The records with their pictures as codes."""
     images = [image for example in examples for image in example.images]
     codes = iter(encode_pictures(tokenizer, np.stack(images)) if images else ())
-    return [
-        CodedRecord(
-            segments=tuple(s if isinstance(s, str) else next(codes) for s in example.segments),
-            **{field.name: getattr(example.record, field.name) for field in FIELDS},
-        )
-        for example in examples
-    ]
+    return [_code(example, codes) for example in examples]
+
+
+def _code(example: Example, codes: Iterator[NDArray[np.int32]]) -> CodedRecord:
+    """The record with the next codes in place of its pictures."""
+    return CodedRecord(
+        segments=tuple(s if isinstance(s, str) else next(codes) for s in example.segments),
+        **{field.name: getattr(example.record, field.name) for field in FIELDS},
+    )
 
 
 def embed(c: config.Experiment, encoders: Encoders, examples: Sequence[Example]) -> Vectors:

@@ -1,4 +1,4 @@
-"""What is said about a scene: captions and their inverse, questions, edits, and whole records.
+"""What is said about a scene: captions and their inverse, questions, edits.
 
 The canonical caption names the objects in raster order and then the background:
 
@@ -6,13 +6,12 @@ The canonical caption names the objects in raster order and then the background:
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
-from cm3leon_jax.data.records import Record
 from cm3leon_jax.data.scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -22,17 +21,10 @@ from cm3leon_jax.data.scenes import (
     SIZES,
     Object,
     Scene,
-    boxes,
-    edges,
     noun,
-    paint_labels,
     pick,
-    render,
-    sample_scenes,
-    segmentation,
 )
 
-TASKS = ("caption", "edit", "edges", "segmentation")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 _VARIANTS = ((r"^(?:a picture of|there is) ", ""), (r" at the ", " "), (r" background$", ""))
@@ -173,43 +165,6 @@ def edit(scene: Scene, rng: np.random.Generator) -> tuple[str, Scene]:
             new = replace(o, shape=_other(rng, SHAPES, o.shape))
             instruction = f"turn {name} into a {new.shape}"
     return instruction, replace(scene, objects=(*rest, new))
-
-
-def records(
-    count: int,
-    seed: int,
-    grid: int = 2,
-    letters: bool = False,
-    task: str = "caption",
-    start: int = 0,
-) -> Iterator[Record]:
-    """Yield `count` records of different scenes, the same ones for the same `seed`, from the
-    record number `start` on; no other one is drawn.
-
-        caption        (caption, image) with boxes, a question and its answer
-        edit           (image before, image after) with the instruction
-        edges, segmentation   (caption, map picture, image)
-
-    A record is named after its (first) scene whatever the task, so that a held-out scene is held
-    out of every task. The scene after an edit may still be one that is held out elsewhere.
-    """
-    if task not in TASKS:
-        raise ValueError(f"task={task!r} is unknown; use one of {', '.join(TASKS)}")
-    scenes = sample_scenes(count, seed, grid, letters, start)
-    for number, scene in enumerate(scenes, start):
-        rng = np.random.default_rng([seed, TASKS.index(task), number])
-        image, text = render(scene), caption(scene)
-        match task:
-            case "caption":
-                question, answer = pick(rng, questions(scene, rng))
-                yield Record(scene.id, (text, image), tuple(boxes(scene)), question, answer)
-            case "edit":
-                instruction, after = edit(scene, rng)
-                yield Record(scene.id, (image, render(after)), instruction=instruction)
-            case "edges":
-                yield Record(scene.id, (text, edges(scene), image))
-            case _:
-                yield Record(scene.id, (text, paint_labels(segmentation(scene)), image))
 
 
 def _canonical(text: str) -> str:

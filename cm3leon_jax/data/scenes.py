@@ -47,6 +47,7 @@ BACKGROUNDS = {
     "gray": (125, 125, 125),
     "beige": (225, 195, 150),
 }
+SIGN = ("blue", "white")  # letters and ground of words
 PLACES = {
     2: ("top left", "top right", "bottom left", "bottom right"),
     3: (
@@ -153,6 +154,26 @@ def sample_scenes(
         yield _unrank(objects, rank, seed, grid, letters)
 
 
+def sample_words(count: int, seed: int, grid: int = 2, start: int = 0) -> Iterator[Scene]:
+    """Yield scenes of words: one to `MAX_OBJECTS` large letters in raster order from the first cell
+    on, in the colours of a road sign. Order, `start` and errors as in `sample_scenes`.
+    """
+    if start + count > (most := count_words() // 2):
+        raise ValueError(f"count={start + count} is above {most}, half of all words; use fewer")
+    colour, background = SIGN
+    for number in range(start, start + count):
+        length, rank = _take_turns(number, _count_by_length())
+        rank = _shuffle(rank, len(LETTERS) ** length, seed)
+        word = [LETTERS[rank // len(LETTERS) ** place % len(LETTERS)] for place in range(length)]
+        letters = (Object(letter, colour, "large", cell) for cell, letter in enumerate(word))
+        yield Scene(tuple(letters), background, grid)
+
+
+def count_words() -> int:
+    """How many different words of one to `MAX_OBJECTS` letters there are."""
+    return sum(_count_by_length())
+
+
 def count_scenes(grid: int = 2, letters: bool = False) -> int:
     """How many different scenes of one to `MAX_OBJECTS` objects there are."""
     return sum(_count_by_objects(grid, letters))
@@ -235,6 +256,10 @@ def shape_mask(shape: str, size: str) -> np.ndarray:
     mask = mask.astype(np.float32)
     mask.setflags(write=False)
     return mask
+
+
+def _count_by_length() -> list[int]:
+    return [len(LETTERS) ** length for length in range(1, MAX_OBJECTS + 1)]
 
 
 @cache

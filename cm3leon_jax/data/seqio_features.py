@@ -1,6 +1,6 @@
 """Our documents in SeqIO's terms: where they are, what is done to them, and batches of ours.
 
-    {split, index}  --join-->  {tokens, main_start}  --cache, if any-->  --mask-->
+    {split, index}  --join-->  {tokens, main_start, answers}  --cache, if any-->  --mask-->
     {tokens, targets, weight_codes, places}  --converter-->  the keys of `packing.fill_row`
 
 Texts are spelt by our own TextTokenizer before SeqIO sees them: its SentencePiece vocabulary would
@@ -128,15 +128,19 @@ def task_parts(sources: Mapping[str, Source], home: Path) -> dict[str, Any]:
 
     def join(place: dict[str, Any]) -> dict[str, Any]:
         @as_it_is
-        def read(split: bytes, index: np.int64) -> tuple[Integers, np.int32]:
+        def read(split: bytes, index: np.int64) -> tuple[Integers, np.int32, Integers]:
             examples = _open_examples(sources[split.decode()], home, c)
-            document = examples.document(int(index), rng_for(c.train.seed, 0, int(index)))
-            ids = document.to_ids(vocabulary, c.model.image_tokens)
-            return ids.astype(np.int32), np.int32(document.main_start)
+            document, answers = examples.tell(int(index), rng_for(c.train.seed, 0, int(index)))
+            ids = document.to_ids(vocabulary, c.model.image_tokens).astype(np.int32)
+            return ids, np.int32(document.main_start), np.array(answers, np.int32).reshape(-1)
 
-        inputs, kinds = (place["split"], place["index"]), (tf.int32, tf.int32)
-        ids, start = tf.numpy_function(read, inputs, kinds, stateful=False)
-        return {"tokens": tf.ensure_shape(ids, [None]), "main_start": tf.ensure_shape(start, [])}
+        inputs, kinds = (place["split"], place["index"]), (tf.int32, tf.int32, tf.int32)
+        ids, start, answers = tf.numpy_function(read, inputs, kinds, stateful=False)
+        return {
+            "tokens": tf.ensure_shape(ids, [None]),
+            "main_start": tf.ensure_shape(start, []),
+            "answers": tf.ensure_shape(answers, [None]),  # start, stop, start, stop, ...
+        }
 
     def mask(
         document: dict[str, Any], sequence_length: Mapping[str, int] | None, seed: Any
@@ -144,15 +148,18 @@ def task_parts(sources: Mapping[str, Source], home: Path) -> dict[str, Any]:
         longest = min(sequence_length.values()) + 1 if sequence_length else None
 
         @as_it_is
-        def draw(ids: Integers, start: np.int32, *seed: np.int64) -> tuple[Integers, ...]:
+        def draw(
+            ids: Integers, start: np.int32, answers: Integers, *seed: np.int64
+        ) -> tuple[Integers, ...]:
             rng = np.random.default_rng(seed)
-            rotated = rotate(ids, vocabulary, rng, objective, longest)
-            weights = token_weights(rotated, vocabulary, objective, int(start))
+            asked = [(low, high) for low, high in answers.reshape(-1, 2).tolist()]
+            rotated = rotate(ids, vocabulary, rng, objective, longest, asked)
+            weights = token_weights(rotated, vocabulary, objective, int(start), asked)
             places = code_places(rotated, vocabulary)[:-1] + 2  # so that none is 0, padding
             parts = rotated[:-1], rotated[1:], encode_weights(weights[1:]), places
             return tuple(part.astype(np.int32) for part in parts)
 
-        inputs = (document["tokens"], document["main_start"], *seed)
+        inputs = (document["tokens"], document["main_start"], document["answers"], *seed)
         drawn = tf.numpy_function(draw, inputs, [tf.int32] * len(FEATURES), stateful=False)
         return {name: tf.ensure_shape(part, [None]) for name, part in zip(FEATURES, drawn)}
 

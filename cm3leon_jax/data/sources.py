@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 
 from cm3leon_jax import config
-from cm3leon_jax.data import archives, datasets, emoji, folders, scene_text, scenes, tables
+from cm3leon_jax.data import archives, datasets, emoji, folders, scene_records, scenes, tables
 from cm3leon_jax.data.records import Found, Place, Record, Skipped
 
 Scan = Callable[[Sequence[Path], Place | None], Iterator[Found]]
@@ -56,7 +56,7 @@ def plan(data: config.Data, size: int) -> list[Part]:
     """
     most = data.count or None
     if data.source == "scenes":
-        there_are = scenes.count_scenes(_find_grid(size)) // 2
+        there_are = scene_records.count(data.task, _find_grid(size))
         if data.count > there_are:
             raise ValueError(f"data.count={data.count}: there are {there_are} scenes; use fewer")
         return _cut("scenes", data.count or there_are, data.part)
@@ -112,7 +112,7 @@ def _scan(part: Part, data: config.Data, size: int) -> Iterator[Found]:
     match part.kind:
         case "scenes":
             grid = _find_grid(size)
-            for record in scene_text.records(length, data.seed, grid, start=part.start):
+            for record in scene_records.records(length, data.seed, grid, data.task, part.start):
                 yield _wrap(record)
         case "emoji":
             for record in islice(emoji.records(size, data.font or None), length):

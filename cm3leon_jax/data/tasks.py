@@ -25,11 +25,12 @@ Rate = float | Callable[[Any], float]
 SPLITS = {"train": "train", "validation": "held_out"}  # SeqIO's names and those of our sets
 
 
-def add_task(name: str, workdir: str | Path, template: str = "plain", run: str | Path = "") -> str:
+def add_task(name: str, workdir: str | Path, template: str = "", run: str | Path = "") -> str:
     """Registers the documents of a prepared work directory as a `seqio.Task`; returns the name.
 
     `run` is the work directory whose config.json (id space, objective, retrieval) and text.model
-    hold when SeqIO reads the task; by default the same one. Our loader has those of its own run. A
+    hold when SeqIO reads the task; by default the same one. Without a template documents are told
+    by the directory's own `data.task`. Our loader has those of its own run. A
     task of that name which was declared here before is replaced. Raises ValueError where the
     directory is not prepared or the template is not known.
     """
@@ -97,8 +98,9 @@ def resolve(mixture: str, workdir: str | Path, split: str = "train") -> list[tup
     """The sources that a declaration names, with weights that add up to 1; rates of 0 are left out.
 
     mixture: a gin file by path or by shipped name ("mixtures/pretrain.gin"), or "module:name" of a
-        Python module that declares and the task or mixture to take. Empty: the documents of
-        `workdir` alone, for which SeqIO is not loaded.
+        Python module that declares and the task or mixture to take; or, for which SeqIO is not
+        loaded, work directories with their rates and, if not their own, their templates,
+        "runs/scenes:question=0.7,runs/edits=0.3". Empty: the documents of `workdir` alone.
     workdir: the run's own; where it has documents, they and the sources share an image tokenizer.
     split: "train" or "held_out".
 
@@ -107,6 +109,12 @@ def resolve(mixture: str, workdir: str | Path, split: str = "train") -> list[tup
     own = Source(Path(workdir).name, str(workdir), split)  # type: ignore[arg-type]
     if not mixture:
         return [(own, 1.0)]
+    prepared = (Path(workdir) / "documents").exists()
+    if "=" in mixture:
+        listed = [_read_listed(part, mixture, split) for part in mixture.split(",")]
+        _check_codes(mixture, [*([own] if prepared else []), *(source for source, _ in listed)])
+        whole = sum(rate for _, rate in listed)
+        return [(source, rate / whole) for source, rate in listed]
     seqio = import_seqio()
     logging.getLogger("absl").setLevel(logging.ERROR)  # or every count of documents is a warning
     name = _import(mixture) if ":" in mixture else _run_gin(recipes.find(mixture, "gin"))
@@ -122,9 +130,22 @@ def resolve(mixture: str, workdir: str | Path, split: str = "train") -> list[tup
         next(source for source in task.source.sources.values() if source.split == split)
         for task in tasks
     ]
-    prepared = (Path(workdir) / "documents").exists()
     _check_codes(mixture, [own, *sources] if prepared else sources)
     return [(source, rate / sum(rates)) for source, rate in zip(sources, rates) if rate > 0]
+
+
+def _read_listed(part: str, mixture: str, split: str) -> tuple[Source, float]:
+    """One work directory of a list, DIRECTORY[:TEMPLATE]=RATE."""
+    place, _, rate = part.strip().rpartition("=")
+    workdir, _, template = place.rpartition(":") if ":" in place else (place, "", "")
+    try:
+        value = float(rate)
+    except ValueError:
+        value = 0.0
+    if not (workdir and 0 < value < math.inf):
+        rule = "use DIRECTORY[:TEMPLATE]=RATE,... with rates above 0"
+        raise ValueError(f"data.mixture={mixture!r}: {part.strip()!r}: {rule}")
+    return Source(place, workdir, split, template), value  # type: ignore[arg-type]
 
 
 def _check_codes(mixture: str, sources: Sequence[Source]) -> None:

@@ -232,7 +232,7 @@ class Generator:
         found: list[Retrieved] = [()] * len(pixels)
         if (each := self._documents(documents)) and self.memory:
             found = self.memory.find_by_pictures(pixels, each)
-        frames = [wording.CAPTIONS[style]] * len(pixels)
+        frames = [wording.CAPTIONS[style][0]] * len(pixels)
         return one_or_list(is_one, self._answer(pixels, frames, temperature, seed, found))
 
     def answer(

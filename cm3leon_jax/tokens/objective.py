@@ -30,11 +30,14 @@ def rotate(
     rng: np.random.Generator,
     objective: Objective,
     max_length: int | None = None,
+    answers: Sequence[tuple[int, int]] = (),
 ) -> NDArray[np.uint32]:
     """Masks a complete document's ids [T]; n spans give [T + 3n], n = 0 gives the ids unchanged.
 
     With `max_length` only as many spans are drawn as fit, so that neither they nor images are ever
-    cut. A longer document, and one that already has holes, raises ValueError.
+    cut. A longer document, and one that already has holes, raises ValueError. With probability
+    `answer_last` the spans are those of `answers`, [start, stop) in order, that end before the
+    document does: what is asked for is then read last, as in decoding.
     """
     array = np.asarray(ids)
     segments = spans(array, vocabulary)
@@ -43,6 +46,10 @@ def rotate(
         rule = "only a document without holes can be rotated"
         raise vocabulary.malformed(array, int(holes[0]), rule)
     limit = _room(len(array), max_length)
+    if answers and objective.answer_last and rng.random() < objective.answer_last:
+        early = [(start, stop) for start, stop in answers if stop < len(array) - 1]
+        if limit is None or len(early) <= limit:
+            return relocate(array, early, vocabulary)
     return relocate(array, draw_spans(segments, rng, objective, limit), vocabulary)
 
 
@@ -127,22 +134,30 @@ def code_places(ids: ArrayLike, vocabulary: Vocabulary) -> NDArray[np.int32]:
 
 
 def token_weights(
-    ids: ArrayLike, vocabulary: Vocabulary, objective: Objective, main_start: int = 0
+    ids: ArrayLike,
+    vocabulary: Vocabulary,
+    objective: Objective,
+    main_start: int = 0,
+    answers: Sequence[tuple[int, int]] = (),
 ) -> NDArray[np.float32]:
     """The loss weight of each rotated id [T] as a target.
 
     `main_start` is `Document.main_start`: what stood before it weighs `retrieved_weight`, wherever
-    it stands now. An <eoss> weighs what its span weighs, sentinels weigh `sentinel_weight`.
+    it stands now. An <eoss> weighs what its span weighs, sentinels weigh `sentinel_weight`. With
+    `answer_only` all but `answers`, [start, stop) in the document, and what closes them weighs 0.
     """
     array = np.asarray(ids)
     weights = np.ones(len(array), np.float32)
-    if objective.retrieved_weight == objective.sentinel_weight == 1:
+    if objective.retrieved_weight == objective.sentinel_weight == 1 and not objective.answer_only:
         return weights
     origin = provenance(array, vocabulary)
     closes = np.flatnonzero(array == EOSS)
     origin[closes] = origin[closes - 1]
     weights[origin < main_start] = objective.retrieved_weight
     weights[vocabulary.is_mask(array)] = objective.sentinel_weight
+    if objective.answer_only:
+        asked = [(start <= origin) & (origin <= stop) for start, stop in answers]
+        weights[~np.any(asked, axis=0)] = 0
     return weights
 
 
