@@ -5,7 +5,6 @@ clip/  memory/          with retrieval: the retriever, and the documents that it
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -44,7 +43,7 @@ def _copy_results(experiment: config.Experiment, workdir: Path, target: Path) ->
         (target / "memory").mkdir()
         for pattern in ("train-*", "train.index.json", "train.vectors*", "train.faiss*"):
             for path in (workdir / "documents").glob(pattern):
-                _link(path, target / "memory" / path.name)
+                checkpoint.link(path, target / "memory" / path.name)
     licenses = json.loads((workdir / "documents" / "licenses.json").read_text())
     (target / "card.md").write_text(card(experiment, licenses))
 
@@ -87,11 +86,3 @@ generator.images("...", n=4)
 
 It knows what its training data showed and nothing else.
 """
-
-
-def _link(source: Path, target: Path) -> None:
-    """A second name for a file that is never changed, or its copy on another file system."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy(source, target)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -214,6 +215,14 @@ def from_names(tree: Any, named: Mapping[str, Any]) -> Any:
 def local(path: PathLike) -> epath.Path:
     """A local or gs:// path as one type."""
     return epath.Path(path)
+
+
+def link(source: PathLike, target: PathLike) -> None:
+    """A second name for a file that is never changed, or its copy on another file system."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy(source, target)
 
 
 def write_json(path: PathLike, content: Any) -> None:

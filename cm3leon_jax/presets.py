@@ -132,7 +132,16 @@ def _tiny() -> Experiment:
             ),
             train=Train(steps=300, batch=128, log_every=20, sample_every=100, save_every=100),
         ),
-        data=Data(source="scenes", count=60_000, sample=60_000, row_length=192),
+        data=Data(
+            source="scenes",
+            tasks=(
+                *("edit", "edges", "segmentation", "segmentation_of", "boxes", "grounded"),
+                *("write", "question", "choice"),
+            ),
+            count=60_000,
+            sample=60_000,
+            row_length=192,
+        ),
         # Of 60,000 scenes many are alike: with the paper's .9 four in ten would stand alone.
         retrieval=Retrieval(most=2, alone=0.5, candidates=32, max_score=0.97, max_similarity=0.97),
         objective=Objective(rate=1.0, max_spans=2, whole_segment=0.7),
@@ -166,7 +175,7 @@ def _tiny_emoji() -> Experiment:
             train=replace(tiny.image_tokenizer.train, batch=24),
         ),
         retriever=replace(tiny.retriever, train=replace(tiny.retriever.train, steps=400)),
-        data=replace(tiny.data, source="emoji", row_length=256),
+        data=replace(tiny.data, source="emoji", tasks=(), row_length=256),
         retrieval=Retrieval(most=2, alone=0.3),
         objective=replace(tiny.objective, rate=1.0, whole_segment=0.8),
         optimizer=replace(tiny.optimizer, learning_rate=3e-3),
@@ -244,6 +253,18 @@ RUNS: dict[str, dict[str, Any]] = {
 def with_run(experiment: Experiment, run: str) -> Experiment:
     """The experiment as "pretrain" or "sft" runs it."""
     return config.replace(experiment, RUNS[run])
+
+
+def tuned(experiment: Experiment) -> Experiment:
+    """The experiment's instruction tuning, the last stage of the quickstart: half as many steps
+    over `data.tasks`, in most of whose documents the answer alone is masked."""
+    changes = {
+        "retrieval.alone": 0.8,
+        "objective.answer_last": 0.7,
+        "optimizer.learning_rate": experiment.optimizer.learning_rate / 2,
+        "train.steps": -(-experiment.train.steps // 2),
+    }
+    return config.replace(experiment, changes)
 
 
 def preset(name: str) -> Experiment:

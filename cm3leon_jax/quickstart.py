@@ -1,4 +1,8 @@
-"""From pictures to pictures with one command: every stage, the scores, one report."""
+"""From pictures to pictures with one command: every stage, the scores, one report.
+
+With `data.tasks` the pretrained model is tuned on them: `pretraining/` is then the work directory
+of the first model, `tasks/` has the documents of the tasks, and all else is the second model's.
+"""
 
 import json
 import shlex
@@ -13,18 +17,24 @@ from numpy.typing import NDArray
 
 from cm3leon_jax import config, presets, stages
 from cm3leon_jax.checkpoint import write_json
-from cm3leon_jax.data.collection import collect
+from cm3leon_jax.data.collection import Collection, collect
 from cm3leon_jax.data.prepare import prepare
 from cm3leon_jax.data.shards import Shards
-from cm3leon_jax.decoding.generator import load
-from cm3leon_jax.evaluation import report
+from cm3leon_jax.decoding.generator import Generator, load
+from cm3leon_jax.evaluation import report, scene_tasks
 from cm3leon_jax.evaluation.run import MEASURES, Evaluation, evaluate
 from cm3leon_jax.fields import to_dict, to_flat
+from cm3leon_jax.start import adopt
 from cm3leon_jax.training.metrics import read_metrics
 
 SCORED = 512  # held-out captions
+ASKED = 256  # held-out requests of each task
 SHOWN = 24
-TRAINING = ("text tokenizer", "image tokenizer", "retriever", "transformer")
+TRAINING = (
+    *("text tokenizer", "image tokenizer", "retriever"),
+    *("transformer", "instruction tuning"),
+)
+RESULTS = ("text.model", "image_tokenizer/network", "retriever/network", "documents", "neighbours")
 NETWORKS = ("image_tokenizer", "retriever", "transformer")
 CURVES = {
     "Transformer: loss in nats per token": ("transformer", "text_loss", "image_loss"),
@@ -33,6 +43,7 @@ CURVES = {
         "transformer",
         "retrieval_gain",
     ),
+    "Instruction tuning: loss in nats per token": ("instruction tuning", "text_loss", "image_loss"),
     "Retriever: recall among held-out pairs": ("retriever", "image_to_text", "text_to_image"),
     "Image tokenizer: PSNR in dB": ("image_tokenizer", "psnr", "held_out_psnr"),
 }
@@ -43,6 +54,47 @@ def quickstart(experiment: config.Experiment, workdir: Path) -> dict[str, Any]:
     clock = Clock(workdir / "seconds.json")
     with clock("read"):
         collection = collect(experiment.data, experiment.image_tokenizer.size)
+    has_tasks = bool(experiment.data.tasks)
+    run = workdir / "pretraining" if has_tasks else workdir
+    bundle = _pretrain(experiment, collection, run, clock)
+    if has_tasks:
+        bundle = _tune(experiment, run, workdir, clock)
+    with clock("evaluation"):
+        generator = load(bundle)
+        counts = range(experiment.retrieval.most + 1)
+        by_count = [evaluate(generator, collection, "held_out", SCORED, 0, n) for n in counts]
+        trained = evaluate(generator, collection, "train", SHOWN)
+        gain = stages.measure_gain(experiment, run, generator.transformer, SCORED)
+        tasks = _evaluate_tasks(generator, experiment.data)
+    held_out = by_count[experiment.decode.documents]
+    folders = {name: run / name for name in NETWORKS}
+    if has_tasks:
+        folders["instruction tuning"] = workdir / "transformer"
+    logs = {name: read_metrics(folder) for name, folder in folders.items() if folder.exists()}
+    results = {
+        "held_out": held_out.scores,
+        "held_out_by_documents": {n: found.scores for n, found in zip(counts, by_count)},
+        "retrieval_gain": gain and gain._asdict(),
+        "trained_on": trained.scores,
+        "tasks": {name: result.score() for name, result in tasks.items()},
+        "documents": {side: len(Shards(run / "documents", side)) for side in ("train", "held_out")},
+        "skipped": len((run / "documents" / "skipped.txt").read_text().splitlines()),
+        "licenses": json.loads((run / "documents" / "licenses.json").read_text()),
+        "parameters": experiment.model.parameters,
+        "last": {name: {k: v[-1][1] for k, v in log.items()} for name, log in logs.items()},
+        "seconds": clock.seconds,
+        "config": to_dict(experiment),
+    }
+    write_json(workdir / "results.json", results)
+    page = _page(experiment, workdir, results, logs, by_count, trained, tasks)
+    report.write_text(workdir / "report.html", page)
+    return results
+
+
+def _pretrain(
+    experiment: config.Experiment, collection: Collection, workdir: Path, clock: "Clock"
+) -> Path:
+    """The stages of one experiment; returns the bundle."""
     stages.open_workdir(experiment, workdir)
     with clock("text tokenizer", workdir / "text.model"):
         stages.train_text_tokenizer(experiment, collection, workdir)
@@ -57,34 +109,28 @@ def quickstart(experiment: config.Experiment, workdir: Path) -> dict[str, Any]:
         with clock("neighbours", workdir / "neighbours" / "held_out.json"):
             stages.retrieve(experiment, workdir)
     with clock("transformer", workdir / "bundle"):
-        bundle = stages.train_transformer(experiment, workdir)
-    with clock("evaluation"):
-        generator = load(bundle)
-        counts = range(experiment.retrieval.most + 1)
-        by_count = [evaluate(generator, collection, "held_out", SCORED, 0, n) for n in counts]
-        trained = evaluate(generator, collection, "train", SHOWN)
-        gain = stages.measure_gain(experiment, workdir, generator.transformer, SCORED)
-    held_out = by_count[experiment.decode.documents]
-    logs = {name: read_metrics(workdir / name) for name in NETWORKS if (workdir / name).exists()}
-    results = {
-        "held_out": held_out.scores,
-        "held_out_by_documents": {n: found.scores for n, found in zip(counts, by_count)},
-        "retrieval_gain": gain and gain._asdict(),
-        "trained_on": trained.scores,
-        "documents": {
-            side: len(Shards(workdir / "documents", side)) for side in ("train", "held_out")
-        },
-        "skipped": len((workdir / "documents" / "skipped.txt").read_text().splitlines()),
-        "licenses": json.loads((workdir / "documents" / "licenses.json").read_text()),
-        "parameters": experiment.model.parameters,
-        "last": {name: {k: v[-1][1] for k, v in log.items()} for name, log in logs.items()},
-        "seconds": clock.seconds,
-        "config": to_dict(experiment),
-    }
-    write_json(workdir / "results.json", results)
-    page = _page(experiment, workdir, results, logs, by_count, trained)
-    report.write_text(workdir / "report.html", page)
-    return results
+        return stages.train_transformer(experiment, workdir)
+
+
+def _tune(experiment: config.Experiment, run: Path, workdir: Path, clock: "Clock") -> Path:
+    """The same model, on from where the run left it, tuned on `data.tasks`."""
+    with clock("documents of tasks", workdir / "bundle"):
+        mixture = stages.prepare_tasks(experiment, workdir / "tasks", run)
+    tuned = config.replace(
+        presets.tuned(experiment), {"data.mixture": mixture, "train.start_from": str(run)}
+    )
+    stages.open_workdir(tuned, workdir)
+    adopt(run, workdir, RESULTS)
+    with clock("instruction tuning", workdir / "bundle"):
+        return stages.train_transformer(tuned, workdir)
+
+
+def _evaluate_tasks(generator: Generator, data: config.Data) -> dict[str, scene_tasks.Result]:
+    """Those of the instruction tasks whose answers can be judged, where any were trained on."""
+    if data.source != "scenes" or not data.tasks:
+        return {}
+    known = scene_tasks.of_templates(("plain", *data.tasks))
+    return {name: scene_tasks.evaluate_task(generator, name, data, ASKED) for name in known}
 
 
 class Clock:
@@ -138,6 +184,7 @@ def _page(
     logs: Mapping[str, Any],
     by_count: Sequence[Evaluation],
     trained: Evaluation,
+    tasks: Mapping[str, scene_tasks.Result],
 ) -> str:
     held_out = by_count[experiment.decode.documents]
     seconds = results["seconds"]
@@ -171,6 +218,7 @@ def _page(
                 report.paragraph(_describe(results["retrieval_gain"])),
                 *(report.paragraph(f"{name}: {meaning}") for name, meaning in MEASURES.items()),
             ),
+            *_task_sections(tasks),
             report.section(
                 "Reconstructions: original, then decoded from its codes",
                 _cards(held_out, held_out.reconstructions),
@@ -195,6 +243,26 @@ def _page(
             ),
         ],
     )
+
+
+def _task_sections(tasks: Mapping[str, scene_tasks.Result]) -> list[str]:
+    """A table of the tasks' scores, and of each task what was asked, answered and wanted."""
+    if not tasks:
+        return []
+    scores = ((name, result.score()) for name, result in tasks.items())
+    rows = [(n, f"{s['mean']:.3f} ({s['low']:.3f} to {s['high']:.3f})") for n, s in scores]
+    heading = f"Tasks on held-out scenes, {ASKED} requests each"
+    sections = [report.section(heading, report.table(("task", "right"), rows))]
+    for name, result in tasks.items():
+        cards = []
+        for (pictures, text), answer, wanted in zip(result.asked, result.answers, result.wanted):
+            if isinstance(answer, str):
+                cards.append((pictures, f"{text} {answer} (true: {wanted})"))
+            else:
+                cards.append(([*pictures, answer, wanted], text))
+        heading = f"{name.capitalize()}: asked, answered, true"
+        sections.append(report.section(heading, report.cards(cards[:SHOWN])))
+    return sections
 
 
 def _cards(evaluation: Evaluation, made: NDArray[np.uint8]) -> str:

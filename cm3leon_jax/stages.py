@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,13 @@ from numpy.typing import NDArray
 
 from cm3leon_jax import checkpoint, config, processes
 from cm3leon_jax.bundle import write_bundle
-from cm3leon_jax.data.collection import Collection, captioned
+from cm3leon_jax.data.collection import Collection, captioned, written
 from cm3leon_jax.data.examples import Examples, Source
 from cm3leon_jax.data.loader import fixed_batch, image_batches, pair_batches, token_batches
 from cm3leon_jax.data.networks import open_image_tokenizer, open_text, require_result
 from cm3leon_jax.data.pictures import grid
+from cm3leon_jax.data.prepare import prepare
+from cm3leon_jax.data.sources import for_task, has_own_records
 from cm3leon_jax.data.tasks import resolve
 from cm3leon_jax.decoding.generator import Generator
 from cm3leon_jax.evaluation.documents import page
@@ -52,7 +54,7 @@ from cm3leon_jax.retrieval.join import explain, join, summarize
 from cm3leon_jax.retrieval.memory import Documents, Memory
 from cm3leon_jax.retrieval.mesh_search import MeshSearch
 from cm3leon_jax.sharding import make_mesh
-from cm3leon_jax.start import open_start
+from cm3leon_jax.start import adopt, open_start
 from cm3leon_jax.tokens.document import Document, Image, Text
 from cm3leon_jax.tokens.objective import rng_for
 from cm3leon_jax.tokens.text import TextTokenizer
@@ -66,6 +68,7 @@ from cm3leon_jax.training.step import eval_step, init_state, start_state, train_
 SHOWN = 16  # held-out documents in the sample grids of a run
 CANDIDATES = 200  # held-out pairs among which the retriever's recall is measured
 SAMPLED_BYTES = 4 * 2**30  # larger networks are not gathered from several hosts to draw samples
+NO_RETRIEVAL = config.Retrieval()
 GAINED = 64  # held-out documents whose loss is compared with and without the retrieved ones
 
 # What each result was made from; a name that ends in a dot stands for all fields below it.
@@ -73,11 +76,12 @@ DATA = ("data.source", "data.fields", "data.allow_licenses", "data.count", "data
 SAMPLE = (*DATA, "data.sample", "data.held_out")
 TRAIN = ("train.steps", "train.batch", "train.seed", "train.start_from")
 MADE_FROM = {
-    "text.model": (*SAMPLE, "model.text_pieces"),
-    "image_tokenizer": (*SAMPLE, "image_tokenizer."),
+    "text.model": (*SAMPLE, "data.tasks", "model.text_pieces"),
+    "image_tokenizer": (*SAMPLE, "data.tasks", "image_tokenizer."),
     "retriever": (*SAMPLE, "retriever.", "model.text_pieces"),
     "documents": (
-        *(*DATA, "data.held_out", "data.part", "data.row_length", "image_tokenizer."),
+        *(*DATA, "data.task", "data.held_out", "data.part", "data.row_length"),
+        "image_tokenizer.",
         *("model.specials", "retriever.", "retrieval.query_dropout"),
     ),
     "neighbours": (
@@ -111,10 +115,13 @@ def open_workdir(experiment: config.Experiment, workdir: Path) -> None:
 def train_text_tokenizer(
     experiment: config.Experiment, collection: Collection, workdir: Path
 ) -> None:
-    """Trains on the texts of the training examples; at most `model.text_pieces` pieces."""
+    """Trains on the texts of the training examples, and on those that `data.tasks` make of theirs;
+    at most `model.text_pieces` pieces."""
     path = workdir / "text.model"
     if not path.exists() and processes.is_first():
-        texts = (text for example in collection.train for text in example.texts)
+        plain = (text for example in collection.train for text in example.texts)
+        told = (text for task, few in collection.tasks.items() for text in written(task, few))
+        texts = chain(plain, told)
         try:
             TextTokenizer.train(texts, path, pieces=experiment.model.text_pieces)
         except ValueError as error:
@@ -131,7 +138,9 @@ def train_image_tokenizer(
     c, folder = experiment.image_tokenizer, workdir / "image_tokenizer"
     network = folder / "network"
     if not network.exists():
-        train = np.stack([image for example in collection.train for image in example.images])
+        seen = [collection.train]
+        seen += [c for t, c in collection.tasks.items() if has_own_records(experiment.data, t)]
+        train = np.stack([image for examples in seen for e in examples for image in e.images])
         shown = np.stack(
             [image for example in collection.held_out for image in example.images][:SHOWN]
         )
@@ -250,6 +259,23 @@ def train_transformer(experiment: config.Experiment, workdir: Path) -> Path:
     state = fit(step, init, batches, c.train, mesh, folder, "tokens", show, given, flops)
     write_bundle(c, workdir, state.model)
     return bundle
+
+
+def prepare_tasks(experiment: config.Experiment, workdir: Path, run: Path) -> str:
+    """Prepares `data.tasks` with the tokenizers of a run, each in a folder of `workdir`; returns
+    the mixture of all, of which the run's own documents as they are have as large a share."""
+    parts = [f"{run}=1"]
+    for task in experiment.data.tasks:
+        if not has_own_records(experiment.data, task):
+            parts.append(f"{run}:{task}=1")
+            continue
+        folder = workdir / task
+        adopt(run, folder, ("text.model", "image_tokenizer/network"))
+        alone = replace(experiment, data=for_task(experiment.data, task), retrieval=NO_RETRIEVAL)
+        open_workdir(alone, folder)
+        prepare(alone, folder)
+        parts.append(f"{folder}=1")
+    return ",".join(parts)
 
 
 def show_documents(experiment: config.Experiment, workdir: Path, rows: int) -> str:

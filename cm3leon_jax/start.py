@@ -1,13 +1,15 @@
 """Where a new run starts from, `train.start_from`: the parameters of a bundle or of another run."""
 
 import hashlib
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 from flax import nnx
 
 from cm3leon_jax import checkpoint, config
-from cm3leon_jax.checkpoint import PathLike, local
+from cm3leon_jax.checkpoint import PathLike, link, local
 from cm3leon_jax.data.networks import open_image_tokenizer, open_transformer
 from cm3leon_jax.fields import to_flat
 from cm3leon_jax.models.transformer import Transformer
@@ -61,6 +63,23 @@ def open_start(
     form = jax.eval_shape(build, jax.random.key(0))
     place = folder / "transformer" / "checkpoints"
     return checkpoint.load_part(place, "model", form, shardings(form, mesh))
+
+
+def adopt(run: Path, workdir: Path, names: Sequence[str]) -> None:
+    """Gives the work directory the results of another run that it has not, as second names."""
+    for name in names:
+        source, target = run / name, workdir / name
+        if target.exists() or not source.exists():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = target.with_name(f"{target.name}.part")
+        if source.is_dir():
+            shutil.rmtree(unfinished, ignore_errors=True)
+            shutil.copytree(source, unfinished, copy_function=link)
+        else:
+            unfinished.unlink(missing_ok=True)
+            link(source, unfinished)
+        unfinished.rename(target)
 
 
 def _digest(path: PathLike) -> str:

@@ -2,8 +2,9 @@
 the evaluation read. Preparation for the transformer streams instead (`prepare`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -11,8 +12,12 @@ from numpy.typing import NDArray
 
 from cm3leon_jax import config
 from cm3leon_jax.data import sources
+from cm3leon_jax.data.instructions import find_task
 from cm3leon_jax.data.pictures import BadPicture, open_picture
 from cm3leon_jax.data.records import Record, Skipped, is_held_out
+from cm3leon_jax.data.shards import FIELDS, CodedRecord
+from cm3leon_jax.data.templates import TEMPLATES
+from cm3leon_jax.tokens.wording import Filled
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +31,13 @@ class Example:
     def id(self) -> str:
         return self.record.id
 
+    def coded(self, codes: Iterator[NDArray[np.int32]]) -> CodedRecord:
+        """The record with the next codes in place of its pictures."""
+        return CodedRecord(
+            segments=tuple(s if isinstance(s, str) else next(codes) for s in self.segments),
+            **{field.name: getattr(self.record, field.name) for field in FIELDS},
+        )
+
     @property
     def texts(self) -> list[str]:
         return [part for part in self.segments if isinstance(part, str)]
@@ -36,18 +48,33 @@ class Example:
 
 
 class Collection(NamedTuple):
-    """A source, read and split."""
+    """A source, read and split; `tasks` has what is trained on for each of `data.tasks`."""
 
     train: list[Example]
     held_out: list[Example]
     skipped: Skipped
+    tasks: dict[str, list[Example]]
 
 
 def collect(data: config.Data, size: int) -> Collection:
-    """Reads at most `data.sample` records with every picture as a square of `size` pixels.
+    """Reads at most `data.sample` records with every picture as a square of `size` pixels, and
+    those of `data.tasks`.
 
     Parts come in a shuffled order, so that a sample of a large source is one of all its files.
     """
+    main = _collect(data, size)
+    few = main.train[: -(-len(main.train) // 10)]
+    tasks = {
+        task: _collect(sources.for_task(data, task), size).train
+        if sources.has_own_records(data, task)
+        else few
+        for task in data.tasks
+    }
+    _check_pairs(data, main)
+    return main._replace(tasks=tasks)
+
+
+def _collect(data: config.Data, size: int) -> Collection:
     skipped = Skipped()
     train: list[Example] = []
     held_out: list[Example] = []
@@ -68,14 +95,18 @@ def collect(data: config.Data, size: int) -> Collection:
             continue
         break
     skipped.check(data.max_bad_fraction)
-    for name, side in (("to train on", train), ("held out", held_out)):
+    return Collection(train, held_out, skipped, {})
+
+
+def _check_pairs(data: config.Data, found: Collection) -> None:
+    for name, side in (("to train on", found.train), ("held out", found.held_out)):
         if not any(example.texts and example.images for example in side):
+            count = len(found.train) + len(found.held_out)
             raise ValueError(
-                f"data.source={data.source!r}: of {len(train) + len(held_out)} documents none"
+                f"data.source={data.source!r}: of {count} documents none"
                 f" {name} has a text and a picture; give more documents, or another share with"
                 f" --config.data.held_out (now {data.held_out})"
             )
-    return Collection(train, held_out, skipped)
 
 
 def open_example(record: Record, size: int) -> Example:
@@ -87,6 +118,18 @@ def open_example(record: Record, size: int) -> Example:
     if not (has_text or record.question or record.instruction):
         raise BadPicture("no text, question or instruction")
     return Example(record, segments)
+
+
+def written(task: str, examples: Sequence[Example]) -> Iterator[str]:
+    """All strings of the documents that a task makes of the examples."""
+    template = TEMPLATES[find_task(task).template]
+    for example in examples:
+        for parts in template(example.coded(repeat(np.zeros(1, np.int32)))):
+            for part in parts:
+                if isinstance(part, str):
+                    yield part
+                elif isinstance(part, Filled):
+                    yield from (text for text, _ in part.pieces() if text)
 
 
 def captioned(examples: Sequence[Example]) -> tuple[list[str], NDArray[np.uint8]]:

@@ -36,6 +36,7 @@ TONES = {
     "\U0001f3fe": "medium-dark",
     "\U0001f3ff": "dark",
 }
+EDITS = len(TONES) ** 2  # of one emoji at most: from the default and each tone to each other one
 EMOJI_STYLE = "\ufe0f"  # "draw as a picture": without meaning of its own
 REGIONAL_A = ord("\U0001f1e6")  # two regional letters make a country's flag
 
@@ -82,8 +83,8 @@ def records(size: int = 32, font: Path | str | None = None) -> Iterator[Record]:
 def skin_tone_edits(size: int = 32, font: Path | str | None = None) -> Iterator[Record]:
     """Every change of one skin tone as (image before, image after) with the instruction.
 
-    From the yellow default or a tone to another tone. The id starts with that of the default and
-    "/": split the held-out edits by this part, or the answer is seen with another start.
+    From the yellow default or a tone to another tone. All edits of an emoji are one group, or the
+    answer to a held-out one would be seen with another start.
     """
     families: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
     for sequence, glyph in _draw_all(find_font(font)):
@@ -99,6 +100,7 @@ def skin_tone_edits(size: int = 32, font: Path | str | None = None) -> Iterator[
                     id=f"{_name_id(plain)}/{start}-to-{ord(after):x}",
                     segments=(images[before], images[after]),
                     instruction=f"change the skin tone to {TONES[after]}",
+                    group=_name_id(plain),
                     license=LICENSE,
                     source_url=SOURCE_URL,
                     origin=FONT_FILE,

@@ -40,7 +40,7 @@ from cm3leon_jax.data.networks import (
 )
 from cm3leon_jax.data.pictures import BadPicture
 from cm3leon_jax.data.records import Skipped, fail, is_held_out
-from cm3leon_jax.data.shards import FIELDS, CodedRecord, Shards, finish_shards, write_part
+from cm3leon_jax.data.shards import CodedRecord, Shards, finish_shards, write_part
 from cm3leon_jax.data.templates import TEMPLATES
 from cm3leon_jax.mapped import Mapped, finish_mapped, part_path, write_mapped_part
 from cm3leon_jax.models.clip import (
@@ -219,7 +219,7 @@ def open_examples(
     for record in sources.read(part, c.data, size, skipped):
         try:
             example = open_example(record, size)
-            ways = template(_code(example, repeat(unknown)))
+            ways = template(example.coded(repeat(unknown)))
             documents = (tell(way, text).document for way in ways)
             places = max(count_places(document.segments) for document in documents)
             if places > c.data.row_length:
@@ -235,15 +235,7 @@ def encode(tokenizer: VQGAN, examples: Sequence[Example]) -> list[CodedRecord]:
     """The records with their pictures as codes."""
     images = [image for example in examples for image in example.images]
     codes = iter(encode_pictures(tokenizer, np.stack(images)) if images else ())
-    return [_code(example, codes) for example in examples]
-
-
-def _code(example: Example, codes: Iterator[NDArray[np.int32]]) -> CodedRecord:
-    """The record with the next codes in place of its pictures."""
-    return CodedRecord(
-        segments=tuple(s if isinstance(s, str) else next(codes) for s in example.segments),
-        **{field.name: getattr(example.record, field.name) for field in FIELDS},
-    )
+    return [example.coded(codes) for example in examples]
 
 
 def embed(c: config.Experiment, encoders: Encoders, examples: Sequence[Example]) -> Vectors:

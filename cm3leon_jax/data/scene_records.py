@@ -1,10 +1,12 @@
 """Records of scenes for every task, each with exact ground truth.
 
     edit                          (image before, image after) with the instruction
-    edges, segmentation, ..._of   (caption, map picture, image)
+    edges, segmentation, ..._of   (outline, map picture, image)
+    boxes, grounded               (outline, image) with boxes
     write                         (word, image of its letters)
     any other                     (caption, image) with boxes, a question and its answer
 
+An outline says colours, shapes and background; places and sizes are read from the map or boxes.
 A record is named after its (first) scene whatever the task, so that a held-out scene is held out of
 every task. The scene after an edit may still be one that is held out elsewhere.
 """
@@ -14,7 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from cm3leon_jax.data.records import Record
-from cm3leon_jax.data.scene_text import caption, edit, questions
+from cm3leon_jax.data.scene_text import caption, edit, outline, questions
 from cm3leon_jax.data.scenes import (
     Scene,
     boxes,
@@ -29,7 +31,14 @@ from cm3leon_jax.data.scenes import (
     segmentation,
 )
 
-KINDS = ("caption", "edit", "edges", "segmentation", "write")  # each draws by its place here
+KINDS = (
+    "caption",
+    "edit",
+    "edges",
+    "segmentation",
+    "write",
+    "boxes",
+)  # each draws by its place here
 
 
 def records(
@@ -37,7 +46,7 @@ def records(
 ) -> Iterator[Record]:
     """Yield `count` records of different scenes, the same ones for the same `seed`, from the
     record number `start` on; no other one is drawn. `task` is a name of `instructions.TASKS`."""
-    kind = _kind(task)
+    kind = kind_of(task)
     sample = sample_words if kind == "write" else sample_scenes
     for number, scene in enumerate(sample(count, seed, grid, start=start), start):
         rng = np.random.default_rng([seed, KINDS.index(kind), number])
@@ -46,7 +55,7 @@ def records(
 
 def count(task: str = "plain", grid: int = 2) -> int:
     """How many records of a task there are: half of what there could be, so that none is rare."""
-    return (count_words() if _kind(task) == "write" else count_scenes(grid)) // 2
+    return (count_words() if kind_of(task) == "write" else count_scenes(grid)) // 2
 
 
 def word(scene: Scene) -> str:
@@ -61,20 +70,21 @@ def _record(scene: Scene, kind: str, rng: np.random.Generator) -> Record:
             instruction, after = edit(scene, rng)
             return Record(scene.id, (image, render(after)), instruction=instruction)
         case "edges":
-            return Record(scene.id, (caption(scene), edges(scene), image))
+            return Record(scene.id, (outline(scene), edges(scene), image))
         case "segmentation":
-            return Record(scene.id, (caption(scene), paint_labels(segmentation(scene)), image))
+            return Record(scene.id, (outline(scene), paint_labels(segmentation(scene)), image))
+        case "boxes":
+            return Record(scene.id, (outline(scene), image), tuple(boxes(scene)))
         case "write":
             return Record(scene.id, (word(scene), image))
     question, answer = pick(rng, questions(scene, rng))
-    places = tuple(boxes(scene))
-    return Record(scene.id, (caption(scene), image), places, question, answer)
+    return Record(scene.id, (caption(scene), image), tuple(boxes(scene)), question, answer)
 
 
-def _kind(task: str) -> str:
+def kind_of(task: str) -> str:
     """Which of KINDS has what the task tells. Raises ValueError where scenes have none."""
     missing = ("hed", "depth", "normals", "pose", "scribble", "lines")
-    kind = task.removesuffix("_of")
+    kind = {"grounded": "boxes"}.get(task, task.removesuffix("_of"))
     if kind in missing:
         raise ValueError(f"data.task={task!r}: scenes have no such maps; use edges or segmentation")
     return kind if kind in KINDS else "caption"

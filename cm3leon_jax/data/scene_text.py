@@ -50,6 +50,12 @@ def caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
     return f"{lead}{_join(objects) or 'nothing'} {on} {scene.background}{end}"
 
 
+def outline(scene: Scene) -> str:
+    """What is there in which colour, in raster order; neither where nor how large."""
+    objects = _join([f"a {o.colour} {noun(o.shape)}" for o in scene.objects])
+    return f"{objects or 'nothing'} on {scene.background}"
+
+
 def parse_caption(text: str, grid: int = 2) -> Scene | None:
     """The scene that a caption describes, or None unless it is a whole and well-formed caption.
 

@@ -12,7 +12,7 @@ source, however large the parts are.
 
 import glob
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -62,7 +62,8 @@ def plan(data: config.Data, size: int) -> list[Part]:
         return _cut("scenes", data.count or there_are, data.part)
     if data.source == "emoji":
         emoji.find_font(data.font or None)
-        return [Part(0, "emoji", 0, min(most or emoji.count_names(), emoji.count_names()))]
+        there_are = emoji.count_names() * (emoji.EDITS if data.task == "edit" else 1)
+        return [Part(0, "emoji", 0, min(most or there_are, there_are))]
     if data.source.startswith("tfds:"):
         there_are = datasets.count_examples(data.source, data.fields)
         return _cut("tfds", min(most or there_are, there_are), data.part)
@@ -107,6 +108,21 @@ def read(part: Part, data: config.Data, size: int, skipped: Skipped) -> Iterator
             yield record
 
 
+def for_task(data: config.Data, task: str) -> config.Data:
+    """The data of one of `data.tasks`: a tenth as many records, told otherwise."""
+    count = -(-data.count // 10)
+    if data.source == "scenes" and count:
+        count = min(count, scene_records.count(task))
+    return replace(data, task=task, tasks=(), count=count, sample=-(-data.sample // 10))
+
+
+def has_own_records(data: config.Data, task: str) -> bool:
+    """Whether `task` tells other records than those of `data.task`: so do made ones, as edits."""
+    if data.source == "scenes":
+        return scene_records.kind_of(task) != scene_records.kind_of(data.task)
+    return data.source == "emoji" and task != data.task
+
+
 def _scan(part: Part, data: config.Data, size: int) -> Iterator[Found]:
     length = part.stop - part.start
     match part.kind:
@@ -115,7 +131,8 @@ def _scan(part: Part, data: config.Data, size: int) -> Iterator[Found]:
             for record in scene_records.records(length, data.seed, grid, data.task, part.start):
                 yield _wrap(record)
         case "emoji":
-            for record in islice(emoji.records(size, data.font or None), length):
+            made = emoji.skin_tone_edits if data.task == "edit" else emoji.records
+            for record in islice(made(size, data.font or None), length):
                 yield _wrap(record)
         case "tfds":
             yield from datasets.scan_examples(data.source, data.fields, part.start, part.stop)

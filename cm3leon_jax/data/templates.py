@@ -61,7 +61,8 @@ def grounded(record: CodedRecord) -> list[Parts]:
     """The inverse of `boxes`: caption and places are the answer."""
     (image,), places = _images(record, 1), wording.places(_boxes(record))
     answers = [f"{text} with segmentations {places}" for text in _texts(record)]
-    return [(Filled(wording.GROUNDED, (answer,)), image) for answer in answers]
+    (frame,) = wording.CAPTIONS["grounded"]
+    return [(Filled(frame, (answer,)), image) for answer in answers]
 
 
 def write(record: CodedRecord) -> list[Parts]:

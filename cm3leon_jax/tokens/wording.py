@@ -56,6 +56,7 @@ CAPTIONS: dict[str, tuple[Frame, ...]] = {
         ("Generate a long narration of what is happening in the given image.", ""),
         ("Generate a long caption for the given image.", ""),
     ),
+    "grounded": (("Describe the given picture with segmentations.", ""),),  # and places as in boxes
 }
 
 
@@ -85,10 +86,6 @@ def places(objects: Sequence[tuple[str, Box]]) -> str:
         f"{name} at location ({left}, {top}) -> ({right}, {bottom})"
         for name, (left, top, right, bottom) in objects
     )
-
-
-GROUNDED: Frame = ("Describe the given picture with segmentations.", "")
-"""The caption and the places, as in `boxes`, are the answer."""
 
 
 def question(asked: str) -> Frame:

@@ -1,0 +1,196 @@
+"""Every task on held-out scenes: pictures by analysis by synthesis, texts word for word.
+
+A held-out scene is one whose id no task was trained on. Where a caption comes with a map or with
+boxes it says neither places nor sizes, so that they are read from the map or the boxes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cm3leon_jax import config
+from cm3leon_jax.data.records import Record, is_held_out
+from cm3leon_jax.data.scene_records import records
+from cm3leon_jax.decoding.generator import Generator
+from cm3leon_jax.evaluation import scenes
+from cm3leon_jax.tokens import wording
+
+REASON = "So the answer is"  # behind the explanation of an answer
+
+
+@dataclass(frozen=True)
+class Result:
+    """Which answers are right, and for the report what was asked with and answered."""
+
+    right: NDArray[np.bool_]  # [B]
+    asked: list[tuple[list[NDArray[np.uint8]], str]]  # pictures and text of each request
+    answers: Sequence[Any] | NDArray[np.uint8]  # a text or a picture (uint8 [Y X 3]) for each
+    wanted: Sequence[Any] | NDArray[np.uint8]
+
+    def score(self) -> dict[str, float]:
+        """Share that is right with its 95 % interval."""
+        low, high = scenes.wilson(self.right.sum(), len(self.right))
+        return {
+            "mean": float(self.right.mean()),
+            "low": low,
+            "high": high,
+            "count": len(self.right),
+        }
+
+
+def held_out_records(data: config.Data, grid: int, task: str, count: int) -> list[Record]:
+    """The first `count` records of a task whose scenes are held out."""
+    most = 4 * round(count / data.held_out)
+    found = records(most, data.seed, grid, task)
+    return list(islice((r for r in found if is_held_out(r.group, data.held_out)), count))
+
+
+def evaluate_task(
+    generator: Generator, task: str, data: config.Data, count: int, seed: int = 0
+) -> Result:
+    """Answers `count` held-out requests of a task of TASKS with the bundle's sampling settings."""
+    grids = {layout.size: grid for grid, layout in scenes.LAYOUTS.items()}
+    grid = grids[generator.experiment.image_tokenizer.size]
+    template, run = TASKS[task]
+    return run(generator, held_out_records(data, grid, template, count), seed)
+
+
+def of_templates(templates: Sequence[str]) -> list[str]:
+    """Those of TASKS whose template is among them."""
+    return [name for name, (template, _) in TASKS.items() if template in templates]
+
+
+def _compose(generator: Generator, found: list[Record], seed: int) -> Result:
+    asked, wanted = [_text(r) for r in found], _last(found)
+    return _pictures(generator.images(asked, seed=seed), wanted, [([], text) for text in asked])
+
+
+def _edit(generator: Generator, found: list[Record], seed: int) -> Result:
+    before, instructions = [_image(r, 0) for r in found], [r.instruction or "" for r in found]
+    drawn = generator.edit(before, instructions, seed=seed)
+    asked = [([image], text) for image, text in zip(before, instructions)]
+    return _pictures(drawn, _last(found), asked)
+
+
+def _from_map(kind: str) -> "Run":
+    def run(generator: Generator, found: list[Record], seed: int) -> Result:
+        maps, texts = [_image(r, 1) for r in found], [_text(r) for r in found]
+        drawn = generator.from_structure(maps, kind, texts, seed=seed)
+        return _pictures(drawn, _last(found), [([m], t) for m, t in zip(maps, texts)])
+
+    return run
+
+
+def _to_map(kind: str) -> "Run":
+    def run(generator: Generator, found: list[Record], seed: int) -> Result:
+        images, maps = _last(found), np.stack([_image(r, 1) for r in found])
+        drawn = _stack(generator.to_structure(list(images), kind, seed=seed))
+        right = (np.abs(drawn.astype(int) - maps).max(-1) < 43).mean((1, 2)) >= MAP_PIXELS
+        return Result(right, [([image], kind) for image in images], drawn, maps)
+
+    return run
+
+
+def _boxes(generator: Generator, found: list[Record], seed: int) -> Result:
+    texts, places = [_text(r) for r in found], [list(r.boxes) for r in found]
+    drawn = generator.from_boxes(texts, places, seed=seed)  # type: ignore[arg-type]
+    asked = [wording.boxes(text, box) for text, box in zip(texts, places)]  # type: ignore[arg-type]
+    return _pictures(drawn, _last(found), [([], text) for text in asked])
+
+
+def _letters(generator: Generator, found: list[Record], seed: int) -> Result:
+    words, wanted = [_text(r) for r in found], _last(found)
+    drawn = _stack(generator.images([wording.write(word) for word in words], seed=seed))
+    truth = scenes.read_images(wanted, _grid(wanted), letters=True)
+    read = scenes.compare(scenes.read_images(drawn, _grid(drawn), letters=True), truth)
+    right = (read["presence"] == 1) & (read["shape"] == 1)
+    return Result(right, [([], word) for word in words], drawn, wanted)
+
+
+def _caption(generator: Generator, found: list[Record], seed: int) -> Result:
+    images, wanted = _last(found), [_text(r) for r in found]
+    told = generator.caption(list(images), seed=seed)
+    read = scenes.read_captions(told, _grid(images))
+    truth = scenes.read_captions(wanted, _grid(images))
+    right = scenes.compare(read, truth)["exact"] == 1
+    return Result(right, [([image], "") for image in images], told, wanted)
+
+
+def _ground(generator: Generator, found: list[Record], seed: int) -> Result:
+    images = _last(found)
+    told = generator.caption(list(images), style="grounded", seed=seed)
+    wanted = [
+        f"{_text(r)} with segmentations {wording.places(r.boxes)}"  # type: ignore[arg-type]
+        for r in found
+    ]
+    return _texts(told, wanted, [([image], "") for image in images])
+
+
+def _answer(explain: bool) -> "Run":
+    def run(generator: Generator, found: list[Record], seed: int) -> Result:
+        images, questions = _last(found), [r.question or "" for r in found]
+        told = generator.answer(list(images), questions, explain=explain, seed=seed)
+        wanted = [r.answer or "" for r in found]
+        said = [text.rpartition(REASON)[2].strip(" .") for text in told]
+        asked = [([image], text) for image, text in zip(images, questions)]
+        right = np.array([a == b for a, b in zip(said, wanted)])
+        return Result(right, asked, told, wanted)
+
+    return run
+
+
+Run = Callable[[Generator, list[Record], int], Result]
+MAP_PIXELS = 0.98  # share of pixels nearer to their label than to another: an object has 4-20 %
+TASKS: dict[str, tuple[str, Run]] = {
+    "composition": ("plain", _compose),
+    "captions": ("plain", _caption),
+    "questions": ("question", _answer(False)),
+    "explained": ("choice", _answer(True)),
+    "edits": ("edit", _edit),
+    "edges to image": ("edges", _from_map("edges")),
+    "segmentation to image": ("segmentation", _from_map("segmentation")),
+    "image to segmentation": ("segmentation_of", _to_map("segmentation")),
+    "boxes to image": ("boxes", _boxes),
+    "image to boxes": ("grounded", _ground),
+    "letters": ("write", _letters),
+}
+
+
+def _pictures(
+    drawn: Any, wanted: NDArray[np.uint8], asked: list[tuple[list[NDArray[np.uint8]], str]]
+) -> Result:
+    """Right is a picture of the wanted one's scene and nothing else."""
+    pixels, grid = _stack(drawn), _grid(wanted)
+    truth = scenes.read_images(wanted, grid)
+    right = scenes.compare(scenes.read_images(pixels, grid), truth)["exact"] == 1
+    return Result(right, asked, pixels, wanted)
+
+
+def _texts(
+    told: Sequence[str], wanted: Sequence[str], asked: list[tuple[list[NDArray[np.uint8]], str]]
+) -> Result:
+    return Result(np.array([a == b for a, b in zip(told, wanted)]), asked, told, wanted)
+
+
+def _stack(drawn: Any) -> NDArray[np.uint8]:
+    return np.stack([np.asarray(image) for image in drawn])
+
+
+def _grid(images: NDArray[np.uint8]) -> int:
+    return next(grid for grid, layout in scenes.LAYOUTS.items() if layout.size == images.shape[1])
+
+
+def _last(found: Sequence[Record]) -> NDArray[np.uint8]:
+    return np.stack([_image(record, -1) for record in found])
+
+
+def _image(record: Record, place: int) -> NDArray[np.uint8]:
+    return np.asarray(record.segments[place], np.uint8)
+
+
+def _text(record: Record) -> str:
+    return str(record.segments[0])

@@ -1,0 +1,78 @@
+"""Scores of the instruction tasks: truth scores 1, the answer to another request 0."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from cm3leon_jax import config
+from cm3leon_jax.data.records import is_held_out
+from cm3leon_jax.data.scene_records import records
+from cm3leon_jax.evaluation import scene_tasks
+from cm3leon_jax.evaluation.scene_tasks import TASKS, evaluate_task, held_out_records, of_templates
+from cm3leon_jax.presets import preset
+from cm3leon_jax.tokens import wording
+
+DATA = preset("tiny").data
+COUNT = 12
+
+
+def answer_with(task: str, shift: int) -> SimpleNamespace:
+    """A generator that knows the answers, and gives those of the request `shift` places on."""
+    found = held_out_records(DATA, 2, TASKS[task][0], COUNT)
+    found = found[shift:] + found[:shift]
+    texts = [str(record.segments[0]) for record in found]
+    answers = [record.answer for record in found]
+    pictures = [record.segments[-1] for record in found]
+
+    def write(images: list, style: str = "short", seed: int = 0) -> list[str]:
+        if style == "short":
+            return texts
+        places = [wording.places(record.boxes) for record in found]
+        return [f"{text} with segmentations {place}" for text, place in zip(texts, places)]
+
+    def explain(images: list, questions: list[str], explain: bool, seed: int = 0) -> list[str]:
+        if not explain:
+            return answers
+        return [f"{text} So the answer is {answer}." for text, answer in zip(texts, answers)]
+
+    def draw(*asked: object, seed: int = 0) -> list[np.ndarray]:
+        return pictures
+
+    def to_map(images: list, kind: str, seed: int = 0) -> list[np.ndarray]:
+        return [record.segments[1] for record in found]
+
+    return SimpleNamespace(
+        experiment=preset("tiny"), images=draw, edit=draw, from_structure=draw, from_boxes=draw,
+        to_structure=to_map, caption=write, answer=explain,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_truth_is_right_and_the_answer_to_another_request_is_not(task):
+    result = evaluate_task(answer_with(task, 0), task, DATA, COUNT)
+    assert result.score()["mean"] == 1
+    assert result.score()["count"] == COUNT == len(result.asked)
+    other = evaluate_task(answer_with(task, 1), task, DATA, COUNT)
+    alike = {"question": 0.5, "choice": 0.5, "segmentation_of": 0.1}  # by chance
+    assert other.score()["mean"] <= alike.get(TASKS[task][0], 0)
+
+
+def test_what_is_asked_is_held_out_of_every_task():
+    for template, _ in TASKS.values():
+        found = held_out_records(DATA, 2, template, COUNT)
+        assert len(found) == COUNT
+        assert all(is_held_out(record.group, DATA.held_out) for record in found)
+
+
+def test_places_and_sizes_are_not_said_beside_maps_and_boxes():
+    for task in ("edges", "segmentation", "boxes"):
+        for record in records(30, 0, task=task):
+            assert not {"top", "bottom", "small", "large"} & set(str(record.segments[0]).split())
+
+
+def test_scores_are_given_for_what_was_trained_on():
+    assert of_templates(("plain",)) == ["composition", "captions"]
+    assert of_templates(()) == []
+    assert set(of_templates(("plain", *DATA.tasks))) == set(scene_tasks.TASKS)
+    assert config.Data().tasks == ()
