@@ -136,7 +136,7 @@ def _tiny() -> Experiment:
             source="scenes",
             tasks=(
                 *("edit", "edges", "segmentation", "segmentation_of", "boxes", "grounded"),
-                *("write", "question", "choice"),
+                *("write", "question", "choice", "infill"),
             ),
             count=60_000,
             sample=60_000,

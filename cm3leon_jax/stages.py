@@ -140,7 +140,7 @@ def train_image_tokenizer(
     if not network.exists():
         seen = [collection.train]
         seen += [c for t, c in collection.tasks.items() if has_own_records(experiment.data, t)]
-        train = np.stack([image for examples in seen for e in examples for image in e.images])
+        train = [np.stack([image for e in examples for image in e.images]) for examples in seen]
         shown = np.stack(
             [image for example in collection.held_out for image in example.images][:SHOWN]
         )

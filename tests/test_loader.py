@@ -283,7 +283,7 @@ def test_mistakes_are_one_clear_line(small):
     with pytest.raises(ValueError, match=r"no sources to read; check data\.mixture"):
         token_batches([], make_text(), small)
     with pytest.raises(ValueError, match="no training images"):
-        image_batches(np.zeros((0, 8, 8, 3), np.uint8), 2, 0)
+        image_batches([np.zeros((0, 8, 8, 3), np.uint8)], 2, 0)
     with pytest.raises(ValueError, match=r"pairs of \[2, 3\] items: give as many texts as images"):
         pair_batches(np.zeros((2, 8, 8, 3), np.uint8), np.zeros((3, 4), np.int32), 2, 0)
 
@@ -298,13 +298,20 @@ def test_a_mistake_in_a_worker_process_is_told_here(small):
 
 def test_images_come_once_an_epoch_in_a_new_order():
     images = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
-    loader = image_batches(images, 5, seed=3)
+    loader = image_batches([images], 5, seed=3)
     seen = [batch["images"][:, 0, 0, 0].tolist() for batch in islice(loader, 4)]
     assert sorted(seen[0] + seen[1]) == sorted(seen[2] + seen[3]) == list(range(10))
     assert seen[0] + seen[1] != seen[2] + seen[3]
-    again = image_batches(images, 5, seed=3)
+    again = image_batches([images], 5, seed=3)
     again.seek([10])
     assert next(iter(again))["images"][:, 0, 0, 0].tolist() == seen[2]
+
+
+def test_groups_of_images_take_turns_whatever_their_sizes():
+    many, few = (np.full((n, 4, 4, 3), n, np.uint8) for n in (9, 2))
+    batches = islice(image_batches([many, few], 5, seed=3), 4)
+    seen = np.concatenate([batch["images"][:, 0, 0, 0] for batch in batches])
+    assert seen.tolist() == [9, 2] * 10
 
 
 def test_pairs_stay_pairs():

@@ -17,6 +17,12 @@ DATA = preset("tiny").data
 COUNT = 12
 
 
+def fits(cut: str, text: str) -> bool:
+    """Whether a text with at most one hole was cut out of this one."""
+    first, *rest = cut.split("<mask>")
+    return text == first if not rest else text.startswith(first) and text.endswith(rest[0])
+
+
 def answer_with(task: str, shift: int) -> SimpleNamespace:
     """A generator that knows the answers, and gives those of the request `shift` places on."""
     found = held_out_records(DATA, 2, TASKS[task][0], COUNT)
@@ -42,9 +48,15 @@ def answer_with(task: str, shift: int) -> SimpleNamespace:
     def to_map(images: list, kind: str, seed: int = 0) -> list[np.ndarray]:
         return [record.segments[1] for record in found]
 
+    def fill(document: tuple, seed: int = 0) -> list:
+        given = [i for i, text in enumerate(asked) if fits(document[0], text)]
+        return [texts[given[0]], pictures[given[0]]]
+
+    asked = texts[-shift:] + texts[:-shift] if shift else texts
     return SimpleNamespace(
         experiment=preset("tiny"), images=draw, edit=draw, from_structure=draw, from_boxes=draw,
-        to_structure=to_map, caption=write, answer=explain,
+        to_structure=to_map, caption=write, answer=explain, infill=fill, parts=list,
+        document=lambda *parts: parts, mask_image=lambda image, box: image,
     )  # fmt: skip
 
 

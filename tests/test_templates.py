@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cm3leon_jax.data.shards import CodedRecord
-from cm3leon_jax.data.templates import TEMPLATES
+from cm3leon_jax.data.templates import TEMPLATES, Cut
 from cm3leon_jax.tokens.wording import CAPTIONS, Filled
 
 FIRST, SECOND = np.arange(4, dtype=np.int32), np.arange(4, 8, dtype=np.int32)
@@ -74,6 +74,20 @@ def test_an_explanation_is_an_answer_too():
         (" the cat", True),
         (".", False),
     ]
+
+
+def test_what_is_left_of_a_cut_document_and_its_answer_are_the_document():
+    record = CodedRecord("pair", ("a red cat on a mat", np.arange(16, dtype=np.int32)))
+    ways = TEMPLATES["infill"](record)
+    texts = [text for text, image in ways if not isinstance(image, Cut)]
+    assert {"".join(piece for piece, _ in text.pieces()) for text in texts} == {
+        "a red cat on a mat"
+    }
+    assert {(" red cat", True), ("mat", True)} & {p for t in texts for p in t.pieces()}
+    cuts = [image.answers for _, image in ways if isinstance(image, Cut)]
+    assert [(4, 12)] in cuts  # two rows of four
+    assert [(5, 7), (9, 11)] in cuts  # the middle
+    assert len(cuts) == len({str(cut) for cut in cuts}) == 100
 
 
 def test_every_text_is_told_in_every_wording():

@@ -16,7 +16,7 @@ from cm3leon_jax import config
 from cm3leon_jax.checkpoint import read_experiment
 from cm3leon_jax.data.instructions import find_task
 from cm3leon_jax.data.shards import CodedRecord, Shards
-from cm3leon_jax.data.templates import TEMPLATES, Parts
+from cm3leon_jax.data.templates import TEMPLATES, Cut, Parts
 from cm3leon_jax.mapped import Mapped
 from cm3leon_jax.tokens.document import Document, Image, Text
 from cm3leon_jax.tokens.objective import code_places, rotate, token_weights
@@ -200,9 +200,11 @@ def tell(parts: Parts, text: TextTokenizer) -> Told:
     answers, at = [], 1
     for part in parts:
         start = at
-        if isinstance(part, np.ndarray):
-            segments.append(Image(part))
-            at += len(part)
+        if isinstance(part, np.ndarray | Cut):
+            codes, inside = part if isinstance(part, Cut) else (part, [])
+            segments.append(Image(codes))
+            answers += [(at + first, at + end) for first, end in inside]
+            at += len(codes)
         else:
             ids: list[int] = []
             for piece, is_answer in [(part, False)] if isinstance(part, str) else part.pieces():

@@ -112,13 +112,14 @@ def fixed_batch(examples: Examples, c: config.Experiment) -> Batch:
 
 
 def image_batches(
-    images: NDArray[np.uint8], batch: int, seed: int, rows: Sequence[int] | None = None
+    groups: Sequence[NDArray[np.uint8]], batch: int, seed: int, rows: Sequence[int] | None = None
 ) -> Stream:
-    """Batches {'images': uint8 [B Y X 3]} of shuffled epochs; the position is a count of images.
+    """Batches {'images': uint8 [B Y X 3]}; the position is a count of images.
 
-    `rows` of each batch are those that this host makes, by default all.
+    Groups of pictures take turns whatever their sizes, each in shuffled epochs of its own. `rows`
+    of each batch are those that this host makes, by default all.
     """
-    return _array_batches({"images": images}, batch, seed, rows)
+    return _array_batches([{"images": images} for images in groups], batch, seed, rows)
 
 
 def pair_batches(
@@ -129,7 +130,7 @@ def pair_batches(
     rows: Sequence[int] | None = None,
 ) -> Stream:
     """Batches {'images': uint8 [B Y X 3], 'texts': int32 [B T]} of pairs, as `image_batches`."""
-    return _array_batches({"images": images, "texts": texts}, batch, seed, rows)
+    return _array_batches([{"images": images, "texts": texts}], batch, seed, rows)
 
 
 def mix(examples: Sequence[Examples], rates: Sequence[float], seed: int, batch: int) -> Any:
@@ -255,27 +256,40 @@ def _end_with_parent(worker: int, workers: int) -> None:
 
 
 def _array_batches(
-    arrays: Mapping[str, NDArray[Any]], batch: int, seed: int, rows: Sequence[int] | None
+    groups: Sequence[Mapping[str, NDArray[Any]]],
+    batch: int,
+    seed: int,
+    rows: Sequence[int] | None,
 ) -> Stream:
-    counts = {len(array) for array in arrays.values()}
-    if counts == {0}:
-        raise ValueError("data: there are no training images; check data.source and data.count")
-    if len(counts) > 1:
-        raise ValueError(f"pairs of {sorted(counts)} items: give as many texts as images")
-
-    count = counts.pop()
+    counts: list[int] = []
+    for arrays in groups:
+        lengths = {len(array) for array in arrays.values()}
+        if 0 in lengths:
+            raise ValueError("data: there are no training images; check data.source and data.count")
+        if len(lengths) > 1:
+            raise ValueError(f"pairs of {sorted(lengths)} items: give as many texts as images")
+        counts += lengths
     mine = np.arange(batch) if rows is None else np.array(rows)
+
+    def pick(place: int) -> tuple[int, int]:
+        """Group and number of an item."""
+        turn, group = divmod(place, len(groups))
+        epoch, index = divmod(turn, counts[group])
+        return group, _permutation(seed, epoch, counts[group])[index]
 
     def read(position: list[int]) -> Generator[tuple[Batch, list[int]]]:
         for start in itertools.count(position[0], batch):
-            places = zip(*divmod(start + mine, count))
-            chosen = [_permutation(seed, int(epoch), count)[i] for epoch, i in places]
-            yield {name: array[chosen] for name, array in arrays.items()}, [start + batch]
+            chosen = [pick(place) for place in (start + mine).tolist()]
+            made = {
+                name: np.stack([groups[group][name][index] for group, index in chosen])
+                for name in groups[0]
+            }
+            yield made, [start + batch]
 
     return Stream(read)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=16)
 def _permutation(seed: int, epoch: int, count: int) -> NDArray[Any]:
     """The order of one epoch of what fits in memory."""
     return np.random.default_rng((seed, epoch)).permutation(count)

@@ -7,8 +7,9 @@ wordings are those of the paper's table 5 (`tokens.wording`).
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import TypeVar
+from functools import cache, partial
+from itertools import combinations, product
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,18 @@ from cm3leon_jax.data.shards import CodedRecord
 from cm3leon_jax.tokens import wording
 from cm3leon_jax.tokens.wording import Filled
 
-Parts = tuple[str | Filled | NDArray[np.integer], ...]
+WORDS = 6  # of an answer inside a caption at most
+SPANS = 16  # of an image's answer at most: as many as the paper's objective masks
+
+
+class Cut(NamedTuple):
+    """An image's codes, and the [start, stop) in them that are the answer."""
+
+    codes: NDArray[np.integer]
+    answers: list[tuple[int, int]]
+
+
+Parts = tuple[str | Filled | NDArray[np.integer] | Cut, ...]
 Template = Callable[[CodedRecord], list[Parts]]
 T = TypeVar("T")
 
@@ -30,6 +42,21 @@ def plain(record: CodedRecord) -> list[Parts]:
 def image_first(record: CodedRecord) -> list[Parts]:
     """The images, then the texts: a model that is cut off behind the images learns to caption."""
     return [(*record.images, *record.texts)]
+
+
+def infill(record: CodedRecord) -> list[Parts]:
+    """A caption and its picture, and of one of them a part is the answer: some words, or a
+    rectangle whose edges lie on quarters of the picture (a band of rows where it is as wide)."""
+    (image,), ways = _images(record, 1), list[Parts]()
+    for text in _texts(record):
+        words = text.split(" ")
+        for start in range(len(words)):
+            for stop in range(start + 1, min(start + WORDS, len(words)) + 1):
+                before, inside, behind = words[:start], words[start:stop], words[stop:]
+                frame = " ".join(before), "".join(f" {word}" for word in behind)
+                ways.append((Filled(frame, (" ".join(inside),)), image))
+        ways += [(text, Cut(image, spans)) for spans in _rectangles(len(image))]
+    return ways
 
 
 def edit(record: CodedRecord) -> list[Parts]:
@@ -97,6 +124,7 @@ def choice(record: CodedRecord) -> list[Parts]:
 TEMPLATES: dict[str, Template] = {
     "plain": plain,
     "image_first": image_first,
+    "infill": infill,
     "edit": edit,
     **{kind: partial(structure, kind) for kind in wording.STRUCTURES},
     **{f"{kind}_of": partial(map_of, kind) for kind in wording.STRUCTURES},
@@ -109,6 +137,22 @@ TEMPLATES: dict[str, Template] = {
     "question": question,
     "choice": choice,
 }
+
+
+@cache
+def _rectangles(codes: int) -> list[list[tuple[int, int]]]:
+    """The spans of every rectangle on quarters of a square raster that has at most SPANS."""
+    side = round(codes**0.5)
+    edges = sorted({round(side * quarter / 4) for quarter in range(5)})
+    sides = list(combinations(edges, 2))
+    found = []
+    for (top, bottom), (left, right) in product(sides, sides):
+        if right - left == side:
+            found.append([(top * side, bottom * side)])
+        elif bottom - top <= SPANS:
+            rows = range(top * side, bottom * side, side)
+            found.append([(row + left, row + right) for row in rows])
+    return found
 
 
 def _images(record: CodedRecord, count: int) -> list[NDArray[np.int32]]:

@@ -16,6 +16,7 @@ from cm3leon_jax import config
 from cm3leon_jax.data.records import Record, is_held_out
 from cm3leon_jax.data.scene_records import records
 from cm3leon_jax.decoding.generator import Generator
+from cm3leon_jax.decoding.parts import HOLE
 from cm3leon_jax.evaluation import scenes
 from cm3leon_jax.tokens import wording
 
@@ -130,6 +131,34 @@ def _ground(generator: Generator, found: list[Record], seed: int) -> Result:
     return _texts(told, wanted, [([image], "") for image in images])
 
 
+def _fill_words(generator: Generator, found: list[Record], seed: int) -> Result:
+    """One word that says something is missing in each caption."""
+    images, wanted, told, asked = _last(found), [_text(r) for r in found], [], []
+    for number, (image, text) in enumerate(zip(images, wanted)):
+        words = text.split(" ")
+        places = [i for i, word in enumerate(words) if word not in ("a", "and", "on")]
+        words[places[number % len(places)]] = HOLE
+        document = generator.document(" ".join(words), image)
+        filled = generator.parts(generator.infill(document, seed=seed))[0]
+        told.append(str(filled))
+        asked.append(([image], " ".join(words)))
+    return _texts(told, wanted, asked)
+
+
+def _fill_bands(generator: Generator, found: list[Record], seed: int) -> Result:
+    """The upper and the lower half of the pictures are missing in turn."""
+    images, drawn, asked = _last(found), [], []
+    size = images.shape[1]
+    for number, (record, image) in enumerate(zip(found, images)):
+        top = number % 2 * size // 2
+        cut = generator.mask_image(image, (0, top, size, top + size // 2))
+        document = generator.document(_text(record), cut)
+        filled = generator.infill(document, seed=seed)
+        drawn.append(np.asarray(generator.parts(filled)[1]))
+        asked.append(([np.asarray(generator.parts(document)[1])], _text(record)))
+    return _pictures(drawn, images, asked)
+
+
 def _answer(explain: bool) -> "Run":
     def run(generator: Generator, found: list[Record], seed: int) -> Result:
         images, questions = _last(found), [r.question or "" for r in found]
@@ -157,6 +186,8 @@ TASKS: dict[str, tuple[str, Run]] = {
     "boxes to image": ("boxes", _boxes),
     "image to boxes": ("grounded", _ground),
     "letters": ("write", _letters),
+    "words filled in": ("infill", _fill_words),
+    "halves filled in": ("infill", _fill_bands),
 }
 
 
