@@ -308,10 +308,10 @@ def test_images_come_once_an_epoch_in_a_new_order():
 
 
 def test_groups_of_images_take_turns_whatever_their_sizes():
-    many, few = (np.full((n, 4, 4, 3), n, np.uint8) for n in (9, 2))
-    batches = islice(image_batches([many, few], 5, seed=3), 4)
+    groups = [np.full((n, 4, 4, 3), n, np.uint8) for n in (9, 2, 5)]
+    batches = islice(image_batches(groups, 5, seed=3), 4)
     seen = np.concatenate([batch["images"][:, 0, 0, 0] for batch in batches])
-    assert seen.tolist() == [9, 2] * 10
+    assert seen.tolist() == [9, 2, 9, 5] * 5
 
 
 def test_pairs_stay_pairs():

@@ -116,8 +116,9 @@ def image_batches(
 ) -> Stream:
     """Batches {'images': uint8 [B Y X 3]}; the position is a count of images.
 
-    Groups of pictures take turns whatever their sizes, each in shuffled epochs of its own. `rows`
-    of each batch are those that this host makes, by default all.
+    Of several groups of pictures the first has every other turn and the rest share the others
+    evenly, whatever their sizes; each is read in shuffled epochs of its own. `rows` of each batch
+    are those that this host makes, by default all.
     """
     return _array_batches([{"images": images} for images in groups], batch, seed, rows)
 
@@ -273,7 +274,11 @@ def _array_batches(
 
     def pick(place: int) -> tuple[int, int]:
         """Group and number of an item."""
-        turn, group = divmod(place, len(groups))
+        turn, group = place, 0
+        if others := len(groups) - 1:
+            turn, is_other = divmod(place, 2)
+            if is_other:
+                turn, group = turn // others, 1 + turn % others
         epoch, index = divmod(turn, counts[group])
         return group, _permutation(seed, epoch, counts[group])[index]
 

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from cm3leon_jax import config
 from cm3leon_jax.data.records import Record, is_held_out
+from cm3leon_jax.data.scene_records import count as count_records
 from cm3leon_jax.data.scene_records import records
+from cm3leon_jax.data.sources import for_task
 from cm3leon_jax.decoding.generator import Generator
 from cm3leon_jax.decoding.parts import HOLE
 from cm3leon_jax.evaluation import scenes
@@ -44,9 +46,8 @@ class Result:
 
 
 def held_out_records(data: config.Data, grid: int, task: str, count: int) -> list[Record]:
-    """The first `count` records of a task whose scenes are held out."""
-    most = 4 * round(count / data.held_out)
-    found = records(most, data.seed, grid, task)
+    """The first `count` held-out records, or as many as there are, of those read for a task."""
+    found = records(for_task(data, task).count or count_records(task, grid), data.seed, grid, task)
     return list(islice((r for r in found if is_held_out(r.group, data.held_out)), count))
 
 
@@ -57,7 +58,10 @@ def evaluate_task(
     grids = {layout.size: grid for grid, layout in scenes.LAYOUTS.items()}
     grid = grids[generator.experiment.image_tokenizer.size]
     template, run = TASKS[task]
-    return run(generator, held_out_records(data, grid, template, count), seed)
+    if not (found := held_out_records(data, grid, template, count)):
+        rule = "none of the task's records is held out; give more, or another data.held_out"
+        raise ValueError(f"data.count={data.count}: {rule}")
+    return run(generator, found, seed)
 
 
 def of_templates(templates: Sequence[str]) -> list[str]:
