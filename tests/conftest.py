@@ -86,6 +86,20 @@ RETRIEVER = {
 }
 
 
+# Files whose time is XLA's compiling, which takes two thirds as long where LLVM is not to optimize.
+# None that holds programs of different shapes equal bit for bit, or looks at a compiled program:
+# those compile as users do.
+QUICK = {"test_vqgan"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _optimization(request: pytest.FixtureRequest) -> None:
+    name, quick = "jax_disable_most_optimizations", request.module.__name__ in QUICK
+    if jax.config.read(name) != quick:
+        jax.clear_caches()  # whose keys leave this setting out
+        jax.config.update(name, quick)
+
+
 @pytest.fixture
 def small() -> config.Experiment:
     """An experiment whose every part is as small as it can be."""
