@@ -10,8 +10,8 @@ from cm3leon_jax import config, presets
 from cm3leon_jax.chips import devices_of
 from cm3leon_jax.plan import plan_training
 
-# Small, with as many collectives of each kind as at a width of 2048 and 4,096 tokens: the compiler
-# looks for the best tiles of every product, which for v6e took 269 s at that size.
+# Small, with as many collectives of each kind as at a width of 2048 and 4,096 tokens, where v6e
+# took 269 s to compile.
 SIZES = {
     "model.layers": 2,
     "model.width": 512,
