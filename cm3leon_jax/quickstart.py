@@ -20,11 +20,11 @@ from cm3leon_jax.checkpoint import write_json
 from cm3leon_jax.data.collection import Collection, collect
 from cm3leon_jax.data.prepare import prepare
 from cm3leon_jax.data.shards import Shards
+from cm3leon_jax.data.sources import tasks_with_records
 from cm3leon_jax.decoding.generator import Generator, load
 from cm3leon_jax.evaluation import report, scene_tasks
 from cm3leon_jax.evaluation.run import MEASURES, Evaluation, evaluate
 from cm3leon_jax.fields import to_dict, to_flat
-from cm3leon_jax.start import adopt
 from cm3leon_jax.training.metrics import read_metrics
 
 SCORED = 512  # held-out captions
@@ -34,7 +34,6 @@ TRAINING = (
     *("text tokenizer", "image tokenizer", "retriever"),
     *("transformer", "instruction tuning"),
 )
-RESULTS = ("text.model", "image_tokenizer/network", "retriever/network", "documents", "neighbours")
 NETWORKS = ("image_tokenizer", "retriever", "transformer")
 CURVES = {
     "Transformer: loss in nats per token": ("transformer", "text_loss", "image_loss"),
@@ -115,14 +114,17 @@ def _pretrain(
 def _tune(experiment: config.Experiment, run: Path, workdir: Path, clock: "Clock") -> Path:
     """The same model, on from where the run left it, tuned on `data.tasks`."""
     with clock("documents of tasks", workdir / "bundle"):
-        mixture = stages.prepare_tasks(experiment, workdir / "tasks", run)
-    tuned = config.replace(
-        presets.tuned(experiment), {"data.mixture": mixture, "train.start_from": str(run)}
-    )
+        stages.prepare_tasks(experiment, workdir / "tasks", run)
+    tuned = _tuned(experiment, run, workdir)
     stages.open_workdir(tuned, workdir)
-    adopt(run, workdir, RESULTS)
     with clock("instruction tuning", workdir / "bundle"):
         return stages.train_transformer(tuned, workdir)
+
+
+def _tuned(experiment: config.Experiment, run: Path, workdir: Path) -> config.Experiment:
+    mixture = stages.mixture_of_tasks(experiment.data, workdir / "tasks", run)
+    changes = {"data.mixture": mixture, "train.start_from": str(run)}
+    return config.replace(presets.tuned(experiment), changes)
 
 
 def _evaluate_tasks(generator: Generator, data: config.Data) -> dict[str, scene_tasks.Result]:
@@ -158,23 +160,38 @@ class Clock:
 
 def stage_commands(experiment: config.Experiment, workdir: Path) -> list[str]:
     """One command per stage that make the same again in another folder."""
-    source = experiment.data.source
-    preset = presets.name_for_source(source)
-    usual, here = to_flat(presets.for_source(source)), to_flat(experiment)
-    changes = [f"--config.{name}={here[name]}" for name in here if here[name] != usual[name]]
-    recipe = shlex.join(["--config", preset, "--data", source, *changes])
-    folder = shlex.quote(f"{workdir}-again")
-    bundle = shlex.quote(f"{workdir}-again/bundle")
-    return [
-        f"cm3leon tokenizer text {recipe} --workdir {folder}",
+    data, again = experiment.data, Path(f"{workdir}-again")
+    run = again / "pretraining" if data.tasks else again
+    folder, bundle = shlex.quote(str(run)), shlex.quote(f"{again}/bundle")
+    commands = [
+        f"cm3leon tokenizer text {_recipe(experiment)} --workdir {folder}",
         f"cm3leon tokenizer image --workdir {folder}",
         f"cm3leon train --stage retriever --workdir {folder}",
         f"cm3leon prepare --workdir {folder}",
         f"cm3leon retrieve --workdir {folder}",
         f"cm3leon train --workdir {folder}",
-        f"cm3leon evaluate {bundle} --data {shlex.quote(source)}",
+    ]
+    if data.tasks:
+        commands += [
+            f"cm3leon prepare {_recipe(stages.for_one_task(experiment, task, run))}"
+            f" --workdir {shlex.quote(str(again / 'tasks' / task))}"
+            for task in tasks_with_records(data)
+        ]
+        tuned = _tuned(experiment, run, again)
+        commands.append(f"cm3leon train {_recipe(tuned)} --workdir {shlex.quote(str(again))}")
+    return [
+        *commands,
+        f"cm3leon evaluate {bundle} --data {shlex.quote(data.source)}",
         f'cm3leon sample {bundle} "..." --n 8 --out grid.png',
     ]
+
+
+def _recipe(experiment: config.Experiment) -> str:
+    """The options that name an experiment of the quickstart's preset for its source."""
+    source = experiment.data.source
+    usual, here = to_flat(presets.for_source(source)), to_flat(experiment)
+    changes = [f"--config.{name}={here[name]}" for name in here if here[name] != usual[name]]
+    return shlex.join(["--config", presets.name_for_source(source), "--data", source, *changes])
 
 
 def _page(

@@ -34,7 +34,7 @@ from cm3leon_jax.data.loader import fixed_batch, image_batches, pair_batches, to
 from cm3leon_jax.data.networks import open_image_tokenizer, open_text, require_result
 from cm3leon_jax.data.pictures import grid
 from cm3leon_jax.data.prepare import prepare
-from cm3leon_jax.data.sources import for_task, has_own_records
+from cm3leon_jax.data.sources import for_task, tasks_with_records, told_of
 from cm3leon_jax.data.tasks import resolve
 from cm3leon_jax.decoding.generator import Generator
 from cm3leon_jax.evaluation.documents import page
@@ -68,7 +68,6 @@ from cm3leon_jax.training.step import eval_step, init_state, start_state, train_
 SHOWN = 16  # held-out documents in the sample grids of a run
 CANDIDATES = 200  # held-out pairs among which the retriever's recall is measured
 SAMPLED_BYTES = 4 * 2**30  # larger networks are not gathered from several hosts to draw samples
-NO_RETRIEVAL = config.Retrieval()
 GAINED = 64  # held-out documents whose loss is compared with and without the retrieved ones
 
 # What each result was made from; a name that ends in a dot stands for all fields below it.
@@ -93,7 +92,7 @@ MADE_FROM = {
 
 
 def open_workdir(experiment: config.Experiment, workdir: Path) -> None:
-    """Writes the config into the work directory.
+    """Writes the config into the work directory, and what it takes from `train.start_from`.
 
     Raises ValueError where a result that is already there was made with another value.
     """
@@ -109,6 +108,7 @@ def open_workdir(experiment: config.Experiment, workdir: Path) -> None:
     processes.wait_for_all("config is read")
     if processes.is_first():
         checkpoint.write_experiment(workdir, experiment)
+        adopt(experiment, workdir)
     processes.wait_for_all("config is written")
 
 
@@ -139,7 +139,7 @@ def train_image_tokenizer(
     network = folder / "network"
     if not network.exists():
         seen = [collection.train]
-        seen += [c for t, c in collection.tasks.items() if has_own_records(experiment.data, t)]
+        seen += [collection.tasks[task] for task in tasks_with_records(experiment.data)]
         train = [np.stack([image for e in examples for image in e.images]) for examples in seen]
         shown = np.stack(
             [image for example in collection.held_out for image in example.images][:SHOWN]
@@ -261,21 +261,30 @@ def train_transformer(experiment: config.Experiment, workdir: Path) -> Path:
     return bundle
 
 
-def prepare_tasks(experiment: config.Experiment, workdir: Path, run: Path) -> str:
-    """Prepares `data.tasks` with the tokenizers of a run, each in a folder of `workdir`; returns
-    the mixture of all, of which the run's own documents as they are have as large a share."""
-    parts = [f"{run}=1"]
-    for task in experiment.data.tasks:
-        if not has_own_records(experiment.data, task):
-            parts.append(f"{run}:{task}=1")
-            continue
-        folder = workdir / task
-        adopt(run, folder, ("text.model", "image_tokenizer/network"))
-        alone = replace(experiment, data=for_task(experiment.data, task), retrieval=NO_RETRIEVAL)
-        open_workdir(alone, folder)
-        prepare(alone, folder)
-        parts.append(f"{folder}=1")
-    return ",".join(parts)
+def prepare_tasks(experiment: config.Experiment, workdir: Path, run: Path) -> None:
+    """Prepares those of `data.tasks` that have records of their own, with the tokenizers of a run,
+    each in a folder of `workdir`."""
+    for task in tasks_with_records(experiment.data):
+        alone = for_one_task(experiment, task, run)
+        open_workdir(alone, workdir / task)
+        prepare(alone, workdir / task)
+
+
+def mixture_of_tasks(data: config.Data, workdir: Path, run: Path) -> str:
+    """The documents of a run as they are and told by each of `data.tasks`, in equal shares."""
+    places = [f"{workdir / of if of else run}:{task}" for task, of in told_of(data).items()]
+    return ",".join(f"{place}=1" for place in (str(run), *places))
+
+
+def for_one_task(experiment: config.Experiment, task: str, run: Path) -> config.Experiment:
+    """The preparation of one of `data.tasks`, with the tokenizers of a run and no retrieval."""
+    alone = {
+        "retrieval.least": 0,
+        "retrieval.most": 0,
+        "decode.documents": 0,
+        "train.start_from": str(run),
+    }
+    return config.replace(replace(experiment, data=for_task(experiment.data, task)), alone)
 
 
 def show_documents(experiment: config.Experiment, workdir: Path, rows: int) -> str:

@@ -2,7 +2,6 @@
 
 import hashlib
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -65,21 +64,39 @@ def open_start(
     return checkpoint.load_part(place, "model", form, shardings(form, mesh))
 
 
-def adopt(run: Path, workdir: Path, names: Sequence[str]) -> None:
-    """Gives the work directory the results of another run that it has not, as second names."""
-    for name in names:
-        source, target = run / name, workdir / name
-        if target.exists() or not source.exists():
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = target.with_name(f"{target.name}.part")
-        if source.is_dir():
-            shutil.rmtree(unfinished, ignore_errors=True)
-            shutil.copytree(source, unfinished, copy_function=link)
-        else:
-            unfinished.unlink(missing_ok=True)
-            link(source, unfinished)
-        unfinished.rename(target)
+def adopt(experiment: config.Experiment, workdir: Path) -> None:
+    """Gives the work directory what it has not and `train.start_from` has, as second names: the
+    tokenizers and, with retrieval, the retriever. With a `data.mixture` that stands elsewhere also
+    the documents of the run and their neighbours: they are held out, and the bundle's memory.
+
+    The start is a run or bundle on this machine; from elsewhere its parts are copied by hand.
+    """
+    start = Path(experiment.train.start_from)
+    if not experiment.train.start_from or not start.exists():
+        return
+    is_run = (start / "image_tokenizer" / "network").exists()
+    parts = {"text.model": "text.model"}
+    parts["image_tokenizer/network"] = "image_tokenizer/network" if is_run else "image_tokenizer"
+    if experiment.retrieval.most:
+        parts["retriever/network"] = "retriever/network" if is_run else "clip"
+    if experiment.data.mixture:
+        parts |= {"documents": "documents", "neighbours": "neighbours"}
+    for name, there in parts.items():
+        if (start / there).exists() and not (workdir / name).exists():
+            _link_all(start / there, workdir / name)
+
+
+def _link_all(source: Path, target: Path) -> None:
+    """A file or a folder under a second name, whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f"{target.name}.part")
+    if source.is_dir():
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(source, unfinished, copy_function=link)
+    else:
+        unfinished.unlink(missing_ok=True)
+        link(source, unfinished)
+    unfinished.rename(target)
 
 
 def _digest(path: PathLike) -> str:

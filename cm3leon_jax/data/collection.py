@@ -63,13 +63,9 @@ def collect(data: config.Data, size: int) -> Collection:
     Parts come in a shuffled order, so that a sample of a large source is one of all its files.
     """
     main = _collect(data, size)
-    few = main.train[: -(-len(main.train) // 10)]
-    tasks = {
-        task: _collect(sources.for_task(data, task), size).train
-        if sources.has_own_records(data, task)
-        else few
-        for task in data.tasks
-    }
+    tasks = dict.fromkeys(data.tasks, main.train[: -(-len(main.train) // 10)])
+    for task in sources.tasks_with_records(data):
+        tasks[task] = _collect(sources.for_task(data, task), size).train
     _check_pairs(data, main)
     return main._replace(tasks=tasks)
 

@@ -116,11 +116,19 @@ def for_task(data: config.Data, task: str) -> config.Data:
     return replace(data, task=task, tasks=(), count=count, sample=-(-data.sample // 10))
 
 
-def has_own_records(data: config.Data, task: str) -> bool:
-    """Whether `task` tells other records than those of `data.task`: so do made ones, as edits."""
-    if data.source == "scenes":
-        return scene_records.kind_of(task) != scene_records.kind_of(data.task)
-    return data.source == "emoji" and task != data.task
+def told_of(data: config.Data) -> dict[str, str]:
+    """For each of `data.tasks` the first task that tells the same records, maybe itself; "" where
+    they are those of `data.task`, as in every source but made ones."""
+    if data.source not in ("scenes", "emoji"):
+        return dict.fromkeys(data.tasks, "")
+    kind = scene_records.kind_of if data.source == "scenes" else str
+    first = {kind(data.task): ""}
+    return {task: first.setdefault(kind(task), task) for task in data.tasks}
+
+
+def tasks_with_records(data: config.Data) -> list[str]:
+    """Those of `data.tasks` that have records of their own."""
+    return [task for task, other in told_of(data).items() if task == other]
 
 
 def _scan(part: Part, data: config.Data, size: int) -> Iterator[Found]:
