@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from cm3leon_jax.cli import main
+from cm3leon_jax.training.metrics import read_metrics
 
 BRIEF = {
     "data.count": 400,
@@ -38,10 +39,13 @@ def brief(name: str, **more) -> list[str]:
     return ["--config", name, *(f"--config.{field}={value}" for field, value in overrides.items())]
 
 
+SCENES = brief("tiny", **{"data.tasks": ("edit", "question"), "data.held_out": 0.2})
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "scenes"
-    assert main(["quickstart", "--workdir", str(workdir), *brief("tiny")]) == 0
+    assert main(["quickstart", "--workdir", str(workdir), *SCENES]) == 0
     return workdir
 
 
@@ -61,22 +65,39 @@ def test_quickstart_leaves_bundle_results_and_report(run):
     assert page.count("data:image/png;base64,") > 40
     assert "polyline" in page
     assert 'src="http' not in page
-    assert f"cm3leon train --workdir {run}-again" in page
+    assert f"cm3leon train --workdir {run}-again/pretraining" in page
+    assert f"--workdir {run}-again/tasks/edit" in page
     assert "--config.train.steps=20" in page
     assert list((run / "transformer" / "tensorboard").iterdir())
 
 
+def test_the_bundle_is_the_one_that_was_tuned_on_tasks(run):
+    results = json.loads((run / "results.json").read_text())
+    assert set(results["tasks"]) == {"composition", "captions", "questions", "edits"}
+    assert all(0 <= score["mean"] <= 1 <= score["count"] for score in results["tasks"].values())
+    assert (run / "tasks" / "edit" / "documents" / "skipped.txt").exists()
+    assert not (run / "tasks" / "question").exists()  # told of the run's own documents
+    first, second = (read_metrics(run / name) for name in ("pretraining/transformer", "transformer"))
+    assert first["loss"][-1][0] == 20
+    assert second["loss"][-1][0] == 10
+    assert second["loss"][0][1] < first["loss"][0][1]  # it goes on from there
+    memory = {path.name for path in (run / "bundle" / "memory").iterdir()}
+    assert memory == {path.name for path in (run / "pretraining/bundle/memory").iterdir()}
+    page = (run / "report.html").read_text()
+    assert "Edits: asked, answered, true" in page
+
+
 def test_done_stages_are_not_done_again(run):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if "bundle" in path.parts}
-    assert main(["quickstart", "--workdir", str(run), *brief("tiny")]) == 0
+    assert main(["quickstart", "--workdir", str(run), *SCENES]) == 0
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
 def test_another_config_in_the_same_folder_is_refused(run, capsys):
-    arguments = ["quickstart", "--workdir", str(run), *brief("tiny", **{"train.seed": 5})]
+    arguments = ["quickstart", "--workdir", str(run), *SCENES, "--config.train.seed=5"]
     assert main(arguments) == 2
     assert "train.seed=0, now it is 5" in capsys.readouterr().err
-    arguments = ["quickstart", "--workdir", str(run), *brief("tiny", **{"decode.temperature": 0.5})]
+    arguments = ["quickstart", "--workdir", str(run), *SCENES, "--config.decode.temperature=0.5"]
     assert main(arguments) == 0  # what no result was made from may change
 
 

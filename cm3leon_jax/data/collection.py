@@ -63,9 +63,13 @@ def collect(data: config.Data, size: int) -> Collection:
     Parts come in a shuffled order, so that a sample of a large source is one of all its files.
     """
     main = _collect(data, size)
-    tasks = dict.fromkeys(data.tasks, main.train[: -(-len(main.train) // 10)])
-    for task in sources.tasks_with_records(data):
-        tasks[task] = _collect(sources.for_task(data, task), size).train
+    few = main.train[: -(-len(main.train) // 10)]
+    tasks: dict[str, list[Example]] = {}
+    for task, of in sources.told_of(data).items():
+        if task == of:
+            tasks[task] = _collect(sources.for_task(data, task), size).train
+        else:
+            tasks[task] = tasks[of] if of else few
     _check_pairs(data, main)
     return main._replace(tasks=tasks)
 
