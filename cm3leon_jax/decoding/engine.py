@@ -77,8 +77,8 @@ class Decoder(NamedTuple):
         self, tokens: jax.Array, codes_at: jax.Array, cursor: jax.Array, cache: Any, slots: int
     ) -> tuple[jax.Array, Any]:
         """Logits [B C] after the tokens [B], which every stream receives, and the cache."""
-        rows = (jnp.tile(x, self.guidance.streams)[:, None] for x in (tokens, codes_at))
-        hidden, cache = self.model.extend(*rows, self.start, cursor, cache, self.table, slots)
+        new, at = (jnp.tile(x, self.guidance.streams)[:, None] for x in (tokens, codes_at))
+        hidden, cache = self.model.extend(new, at, self.start, cursor, cache, self.table, slots)
         return self.logits(hidden[:, -1], codes_at + 1), cache
 
     def logits(self, hidden: jax.Array, places: jax.Array | int) -> jax.Array:
@@ -135,7 +135,7 @@ def draw_code(
     length: int,
     slots: int,
     carry: tuple[jax.Array, Any],
-    index: jax.Array | int,
+    index: jax.Array,
 ) -> tuple[tuple[jax.Array, Any], jax.Array]:
     """Code number `index` [B] by the logits of the carry, and logits and cache after it."""
     logits, cache = carry
@@ -202,7 +202,7 @@ def draw_text(
 class TextState(NamedTuple):
     """What a text has been drawn to."""
 
-    index: jax.Array  # how many pieces
+    at: jax.Array  # how many pieces
     done: jax.Array  # [B] bool
     ids: jax.Array  # [B limit], as `draw_text` returns them
     drawn: jax.Array | None  # [B C] bool, the columns drawn, where they are penalized
@@ -211,7 +211,7 @@ class TextState(NamedTuple):
 
     @property
     def is_open(self) -> jax.Array:
-        return (self.index < self.ids.shape[1]) & ~self.done.all()
+        return (self.at < self.ids.shape[1]) & ~self.done.all()
 
 
 def begin_text(

@@ -67,6 +67,11 @@ def draw_codes_in_windows(
     carry = jnp.int32(1), jnp.int32(1), drafts, cache
     for begin in range(0, count, SEGMENT):
         end = min(begin + SEGMENT, count)
-        run = partial(step, length + end + window)
-        carry = jax.lax.while_loop(lambda carry, end=end: carry[0] < end, run, carry)
+        carry = jax.lax.while_loop(
+            partial(_is_before, end), partial(step, length + end + window), carry
+        )
     return carry[2][None, :count], carry[1]
+
+
+def _is_before(end: int, carry: tuple) -> jax.Array:
+    return carry[0] < end

@@ -44,12 +44,10 @@ class Guidance(NamedTuple):
         return 1 + (self.text is not None or self.contrast is not None) + (self.image is not None)
 
 
-def combine(
-    logits: jax.Array, guidance: Guidance, places: jax.Array | int | None = None
-) -> jax.Array:
+def combine(logits: jax.Array, guidance: Guidance, places: jax.Array | int = -1) -> jax.Array:
     """[G B V] -> [B V]: streams in the order of `guide`, `guide_edit` or `contrast`.
 
-    places: of the code that is drawn in its image, [B] or one; needed for an interval.
+    places: of the code that is drawn in its image, [B] or one, -1 for text.
     """
     if guidance.interval is not None:
         first, end = guidance.interval
@@ -139,7 +137,7 @@ def draw(
     drawn [B V] bool: what the row has drawn before, for a repetition penalty.
     """
     logits = logits.astype(jnp.float32)
-    if sampling.repetition is not None:
+    if sampling.repetition is not None and drawn is not None:
         logits = penalize(logits, drawn, sampling.repetition)
     cool = logits / jnp.maximum(jnp.asarray(sampling.temperature, jnp.float32), 1e-6)
     if sampling.top_k is not None:
