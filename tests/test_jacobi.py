@@ -22,9 +22,9 @@ PROMPTS = [np.array([EOS, *range(20, 26), BREAK]), np.array([EOS, 5, BREAK])]
 
 @pytest.fixture
 def windows(monkeypatch):
-    """Windows of 4 codes, segments of 6."""
+    """Windows of 4 codes, segments of 8."""
     for name in ("jacobi.WINDOW", "jacobi.SEGMENT"):
-        monkeypatch.setattr(f"cm3leon_jax.decoding.{name}", 4 if "WINDOW" in name else 6)
+        monkeypatch.setattr(f"cm3leon_jax.decoding.{name}", 4 if "WINDOW" in name else 8)
     draw_codes_in_windows.clear_cache()
     yield
     draw_codes_in_windows.clear_cache()

@@ -116,18 +116,23 @@ class Generator(Loaded):
         require(n >= 1, "n", n, "use at least 1")
         count = n if candidates is None else candidates
         require(count >= n, "candidates", candidates, f"use at least n={n}")
-        has_clip = self.clip is not None or not (candidates or return_scores)
-        require(has_clip, "clip", None, "use a bundle with clip/, which ranks pictures")
         is_ranked = bool(candidates or return_scores)
-        rule = "use it without candidates and return_scores, which rank pictures at the end"
-        require(stream is None or not is_ranked, "stream", stream, rule)
+        rule = "use a bundle with clip/, which ranks pictures"
+        require(self.clip is not None or not is_ranked, "clip", None, rule)
+        rule = "use it without candidates, mixed and return_scores: a pool is ready at the end only"
+        require(stream is None or not (is_ranked or mixed), "stream", stream, rule)
         rule = "use it without stream: its codes come in no steady rows"
         require(stream is None or not speculative, "speculative", speculative, rule)
         options = guidance, guidance_interval, contrastive, temperature, top_p, top_k
         ways = pools.ways(self.drawer, count, mixed, *options)
         found = self.find(prompts, documents)
         rows = [image_streams(text, self.vocabulary, d) for text, d in zip(texts, found)]
-        streams = [[*stream] for stream in zip(*rows)]
+        streams = [[*row] for row in zip(*rows)]
+
+        def hear(index: int, codes: NDArray[np.int32]) -> None:
+            if stream is not None:
+                stream(index, self.show_so_far(Image(codes)))
+
         drawn = [
             self.drawer.codes(
                 streams[: guided.streams],
@@ -136,8 +141,7 @@ class Generator(Loaded):
                 each,
                 seed,
                 speculative=speculative,
-                listen=stream
-                and (lambda index, codes: stream(index, self.show_so_far(Image(codes)))),
+                listen=stream and hear,
             )
             for sampling, guided, each in ways
         ]

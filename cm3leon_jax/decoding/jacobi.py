@@ -19,7 +19,8 @@ from cm3leon_jax.decoding.engine import SEGMENT, Prompts, prefill
 from cm3leon_jax.decoding.logits import Guidance, Sampling, draw
 from cm3leon_jax.models.transformer import Transformer
 
-# Drafts in a call. That of the paper's section 5; see docs/decoding.md for what others gave.
+# Codes of a call. Calls per picture of 64 codes with windows of 8, 16, 32, 64 (tiny_emoji): 33.9,
+# 30.3, 30.0, 30.0 at temperature 1 and guidance 3; 9.9, 5.9, 4.1, 3.2 at its recipe's 0.3 and 1.5.
 WINDOW = 16
 
 
