@@ -180,6 +180,19 @@ def _add_sampling(made: argparse.ArgumentParser) -> None:
     for name in ("guidance", "temperature", "top_p"):
         made.add_argument(f"--{name}", type=float)
     made.add_argument("--top_k", type=int)
+    made.add_argument(
+        "--guidance_interval",
+        type=float,
+        nargs=2,
+        metavar=("FROM", "TO"),
+        help="images: guide between these shares of the image only, 0 to 1",
+    )
+    made.add_argument(
+        "--repetition_penalty", type=float, help="caption, answer: of pieces drawn before"
+    )
+    made.add_argument(
+        "--speculative", action="store_true", default=None, help="images: in fewer, larger steps"
+    )
     made.add_argument("--contrastive", type=int, metavar="K", help="images: CD-K instead of top_p")
     made.add_argument(
         "--candidates", type=int, metavar="M", help="images: keep the n best of M by CLIP"

@@ -153,6 +153,7 @@ class Decode:
     guidance: float = 3.0
     text_temperature: float = 0.7
     text_tokens: int = 64  # longest caption or infill
+    repetition_penalty: float = 1.0  # of texts (CTRL); 1: none, Chameleon's own default is 1.2
     documents: int = 0  # retrieved documents in front of a prompt
 
     def __post_init__(self) -> None:
@@ -160,6 +161,8 @@ class Decode:
             require(getattr(self, name) >= 0, f"decode.{name}", getattr(self, name), ">= 0")
         require(0 < self.top_p <= 1, "decode.top_p", self.top_p, "must be > 0 and <= 1")
         require(self.text_tokens > 0, "decode.text_tokens", self.text_tokens, "must be > 0")
+        penalty = self.repetition_penalty
+        require(penalty >= 1, "decode.repetition_penalty", penalty, "must be >= 1")
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def _chameleon(model: Model, learning_rate: float, tokens: float) -> Experiment:
         retrieval=Retrieval(),
         objective=Objective(rate=0.0, z_loss=1e-5),
         optimizer=replace(experiment.optimizer, warmup_steps=4000, beta2=0.95, epsilon=1e-5),
-        decode=Decode(temperature=0.7, guidance=3.0),
+        decode=Decode(temperature=0.7, guidance=3.0, repetition_penalty=1.2),
     )
 
 

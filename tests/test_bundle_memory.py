@@ -20,6 +20,7 @@ from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.models.vqgan import VQGAN
 from cm3leon_jax.tokens.document import Document, Image, Text
 from cm3leon_jax.tokens.text import TextTokenizer
+from cm3leon_jax.tokens.vocabulary import BREAK
 
 TEXTS = ["a red ring", "a blue ring", "two rings", "no ring at all", "a dot", "red dots"]
 CHANGES = {"retrieval.max_score": 1.0, "retrieval.max_similarity": 1.0, "model.context": 96}
@@ -125,12 +126,44 @@ def test_captions_are_found_behind_documents_of_the_picture(generator, workdir):
     assert generator.text.decode(found[0].segments[0].ids) == TEXTS[best]
 
 
+def test_documents_stand_in_front_of_every_task(generator, workdir, monkeypatch):
+    v, seen = generator.vocabulary, []
+
+    def watch(model, streams, decode, n, seed, new, **named):
+        seen[:] = [row for stream in streams for row in stream]
+        return np.zeros((len(streams[0]) * n, new), np.int32)
+
+    monkeypatch.setattr("cm3leon_jax.decoding.drawing.draw_in_batches", watch)
+    shown = [Pillow.fromarray(p) for p in np.load(workdir / "pixels.npy")[[1, 4]]]
+    by_picture = generator.memory.find_by_pictures(np.stack([*map(np.asarray, shown)]), 1)
+    by_text = generator.memory.find_by_texts(["a dot", "two rings"], 1)
+    for call, rows, documents in (
+        (lambda n: generator.answer(shown, "a?", documents=n), 1, by_picture),
+        (lambda n: generator.caption(shown, documents=n), 1, by_picture),
+        (lambda n: generator.edit(shown, "a dot", documents=n), 3, by_picture),
+        (lambda n: generator.from_structure(shown, "edges", ["a dot", "two rings"], documents=n), 2,
+         by_text),
+        (lambda n: generator.from_boxes("a dot", [("dot", (0, 0, 4, 4))], documents=n), 2,
+         by_text[:1]),
+    ):  # fmt: skip
+        call(0)
+        without = list(seen)
+        call(1)
+        assert len(seen) == rows * len(documents)
+        fronts = [Document(d.segments).to_ids(v)[:-1] for (d,) in documents]
+        for row, bare, front in zip(seen, without, fronts * rows):
+            # Sentinels are numbered within the document, so what follows is as without.
+            np.testing.assert_array_equal(row, [*front, BREAK, *bare[1:]])
+
+
 def test_more_documents_than_training_had_are_refused(generator):
     with pytest.raises(ValueError, match="documents=3: use 0 to 2, as in training"):
         generator.images("a red ring", documents=3)
     alone = replace(generator, memory=None)
     with pytest.raises(ValueError, match="documents=1: use 0: there is no memory"):
         alone.images("a red ring", documents=1)
+    with pytest.raises(ValueError, match="documents=-1: use 0 to 2, as in training"):
+        generator.edit(Pillow.new("RGB", (8, 8)), "a dot", documents=-1)
 
 
 def test_a_memory_of_other_networks_is_refused_with_both_fingerprints(generator, tmp_path):

@@ -77,6 +77,7 @@ SMALL = Model(
         ({"retriever.patch": 30}, "retriever.patch=30: must divide retriever.size=224"),
         ({"retriever.heads": 10}, "retriever.heads=10: must divide retriever.width=768"),
         ({"retriever.text_heads": 7}, "retriever.text_heads=7: must divide retriever.text_width"),
+        ({"decode.repetition_penalty": 0.5}, "decode.repetition_penalty=0.5: must be >= 1"),
         ({"retriever.text_tokens": 2}, "retriever.text_tokens=2: must hold a start"),
         ({"data.held_out": 1.0}, "data.held_out=1.0: must be > 0 and < 1"),
         ({"decode.top_p": 0.0}, "decode.top_p=0.0: must be > 0 and <= 1"),

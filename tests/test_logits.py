@@ -16,6 +16,7 @@ from cm3leon_jax.decoding.logits import (
     draw,
     keep_top_k,
     keep_top_p,
+    penalize,
 )
 
 # Without subnormal numbers: XLA takes them for 0 on CPU, so that two of them are a tie.
@@ -90,6 +91,33 @@ def test_cd_k_is_its_equation(k, alpha):
         np.testing.assert_array_equal(given[row] > NEVER, kept)
         score = log_softmax(strong[row]) - log_softmax(weak[row])
         np.testing.assert_allclose(given[row][kept], score[kept], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("guidance", [Guidance(text=2.5), Guidance(contrast=Contrast(2))])
+def test_outside_its_interval_guidance_leaves_the_conditional_stream(guidance):
+    z, z_u = streams(2)
+    within = guidance._replace(interval=(jnp.int32(3), jnp.int32(7)))
+    mixed = np.asarray(combine(jnp.array([z, z_u]), guidance))
+    for places in ([2, 3, 6], [7, -1, 5]):
+        inside = np.array([[3 <= place < 7] for place in places])
+        given = combine(jnp.array([z, z_u]), within, jnp.array(places))
+        np.testing.assert_array_equal(given, np.where(inside, mixed, z))
+    np.testing.assert_array_equal(combine(jnp.array([z, z_u]), within, 2), z)
+
+
+def test_a_penalty_divides_positive_and_multiplies_negative_logits_of_what_was_drawn():
+    logits = streams(1)[0]
+    drawn = np.random.default_rng(1).random(logits.shape) < 0.5
+    expected = logits.copy()
+    for row, column in zip(*np.nonzero(drawn)):
+        value = logits[row, column]
+        expected[row, column] = value / 1.2 if value > 0 else value * 1.2
+    np.testing.assert_allclose(penalize(logits, drawn, 1.2), expected, rtol=1e-6)
+    # A draw penalizes before it cools: of two equal columns the one drawn before loses.
+    keys, even = jax.random.split(jax.random.key(0), 2), jnp.array([[2.0, 2.0], [-2.0, -2.0]])
+    cold = Sampling(1e-3, repetition=jnp.float32(1.2))
+    assert draw(keys, even, cold, jnp.array([[True, False]] * 2)).tolist() == [1, 1]
+    assert draw(keys, even, cold, jnp.array([[False, True]] * 2)).tolist() == [0, 0]
 
 
 def test_guidance_counts_its_streams():

@@ -35,34 +35,38 @@ class FakeGenerator:
 
     def images(self, prompt, n=1, *, guidance=None, contrastive=None, temperature=None, top_p=None,
                top_k=None, documents=None, candidates=None, mixed=False, return_scores=False,
-               seed=0):  # fmt: skip
+               guidance_interval=None, speculative=False, stream=None, seed=0):  # fmt: skip
         self.calls.append(("images", list(prompt), n, seed))
         if n < 1 or "refused" in prompt:
             raise ValueError(f"n={n}: use at least 1, and no refused prompt")
         assert (guidance is None) == (contrastive is not None and not mixed)
         options = (guidance, temperature, top_p, top_k, documents, contrastive, candidates, mixed)
+        self.fast = (guidance_interval, speculative)
         drawn = [paint(one, number, options, seed) for one in prompt for number in range(n)]
         return [(image, 0.25) for image in drawn] if return_scores else drawn
 
-    def caption(self, image, *, style="short", documents=None, temperature=None, seed=0):
+    def caption(self, image, *, style="short", documents=None, temperature=None,
+                repetition_penalty=None, stream=None, seed=0):  # fmt: skip
+        assert repetition_penalty == 1
         self.calls.append(("caption", len(image), style, documents, temperature, seed))
         return [f"{style} {int(pixels[0, 0, 0])} größer" for pixels in image]
 
-    def answer(self, image, question, *, explain=False, temperature=None, seed=0):
+    def answer(self, image, question, *, explain=False, temperature=None, repetition_penalty=None,
+               documents=0, stream=None, seed=0):  # fmt: skip
         return [f"{q} {int(i[0, 0, 0])} {explain} {seed}" for i, q in zip(image, question)]
 
     def edit(self, image, instruction, *, guidance_image=1.5, guidance_text=7.5, temperature=None,
-             top_p=None, top_k=None, seed=0):  # fmt: skip
+             top_p=None, top_k=None, documents=0, seed=0):  # fmt: skip
         options = (guidance_image, guidance_text, temperature, top_p, top_k, seed)
         return [paint(i.sum(), asked, *options) for i, asked in zip(image, instruction)]
 
     def from_structure(self, map_image, kind, prompt, *, guidance=3.0, temperature=None,
-                       top_p=None, top_k=None, seed=0):  # fmt: skip
+                       top_p=None, top_k=None, documents=0, seed=0):  # fmt: skip
         options = (kind, guidance, temperature, top_p, top_k, seed)
         return [paint(i.sum(), asked, *options) for i, asked in zip(map_image, prompt)]
 
     def from_boxes(self, caption, boxes, *, guidance=3.0, temperature=None, top_p=None, top_k=None,
-                   seed=0):  # fmt: skip
+                   documents=0, seed=0):  # fmt: skip
         self.calls.append(("boxes", caption, boxes, guidance, temperature, top_p, top_k, seed))
         return paint(caption, boxes, seed)
 
@@ -115,7 +119,7 @@ def test_pictures_lie_in_a_grid_that_tells_how_it_was_drawn(fake, folder):
     assert about == {
         "Software": "cm3leon_jax 0.1.0", "task": "images", "prompt": "ein großer Ring", "n": "3",
         "guidance": "2.0", "temperature": "1.0", "top_p": "0.75", "top_k": "0", "documents": "0",
-        "mixed": "false", "seed": "5",
+        "mixed": "false", "speculative": "false", "seed": "5",
     }  # fmt: skip
 
 
@@ -138,6 +142,14 @@ def test_cd_k_alone_has_no_guidance_and_no_cut(fake, folder):
     told = Image.open("grid.png").text
     assert "guidance" not in told
     assert (told["contrastive"], told["top_p"], told["top_k"]) == ("4", "1.0", "0")
+
+
+def test_an_interval_and_large_steps_are_asked_for_and_told(fake, folder):
+    assert main(["sample", "b", "a ring", "--guidance_interval", "0.1", "0.8",
+                 "--speculative"]) == 0  # fmt: skip
+    assert fake.fast == ([0.1, 0.8], True)
+    told = Image.open("grid.png").text
+    assert (told["guidance_interval"], told["speculative"]) == ("[0.1, 0.8]", "true")
 
 
 def test_another_bundle_is_told_apart(fake, folder):
@@ -295,6 +307,7 @@ BAD = [
     ({"id": "b5", "prompt": "x", "n": True}, "n=True: use a whole number"),
     ({"id": "b6", "prompt": "x", "top_p": "1"}, "top_p='1': use a number"),
     ({"id": "b7", "prompt": "x", "mixed": 1}, "mixed=1: use true or false"),
+    ({"id": "i", "prompt": "x", "guidance_interval": 0.5}, "=0.5: use [from, to], two shares"),
     ({"id": "b8", "prompt": ["x"]}, "prompt=['x'] is not text"),
     ({"id": "b9", "prompt": "\ud800"}, "half a surrogate"),
     ({"id": "ba", "prompt": "x", "n": 0}, "n=0: use at least 1"),

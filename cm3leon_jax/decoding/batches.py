@@ -25,18 +25,20 @@ Rows = Sequence[NDArray[np.integer]]
 def draw_in_batches(
     model: Transformer,
     streams: Sequence[Rows],
-    decode: Callable[[Prompts, jax.Array], jax.Array],
+    decode: Callable[[Prompts, jax.Array, NDArray[np.int64]], jax.Array],
     n: int,
     seed: int,
     new_tokens: int,
     places: Sequence[Rows] | None = None,
     multiple: int = 16,
+    most: int = ROWS,
 ) -> NDArray[np.int32]:
     """What `decode` draws after G streams of P prompts: [P*n ...], those of a prompt together.
 
-    `decode` gets prompts of all streams and the keys of its samples; new_tokens is how many it
-    draws at most. places and multiple as in `pad_prompts`. Raises ValueError where prompt and new
-    tokens exceed the context.
+    `decode` gets prompts of all streams, the keys of its samples, and their numbers in the result,
+    where those that only fill a batch repeat one; new_tokens is how many it draws at most. places
+    and multiple as in `pad_prompts`. At most `most` samples lie in a batch. Raises ValueError where
+    prompt and new tokens exceed the context.
     """
     c, longest = model.config, max(len(row) for stream in streams for row in stream)
     if longest + new_tokens > c.context:
@@ -48,7 +50,9 @@ def draw_in_batches(
     by_stream = Prompts(*(x.reshape(len(streams), total, *x.shape[1:]) for x in padded))
     slots = padded.tokens.shape[1] + new_tokens
     form = jax.eval_shape(lambda: empty_cache(c, len(streams), slots))
-    most = min(ROWS, max(1, CACHE // sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(form))))
+    most = min(
+        most, ROWS, max(1, CACHE // sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(form)))
+    )
     samples = -(-n // -(-n // most))  # of one prompt in a batch
     prompts = max(1, min(total, most // samples))
     prompt_keys = jax.vmap(jax.random.fold_in, (None, 0))(
@@ -65,7 +69,9 @@ def draw_in_batches(
         parts = []
         for begin in range(0, n, samples):
             numbers = np.minimum(np.arange(begin, begin + samples), n - 1)
-            found = np.asarray(decode(batch, keys[rows[:, None], numbers].reshape(-1)))
+            of = (rows[:, None] * n + numbers).reshape(-1)
+            batch_keys = keys[rows[:, None], numbers].reshape(-1)
+            found = np.asarray(decode(batch, batch_keys, of))
             parts.append(found.reshape(prompts, samples, *found.shape[1:]))
         drawn.append(np.concatenate(parts, axis=1)[:, :n])
     whole = np.concatenate(drawn)[:total]

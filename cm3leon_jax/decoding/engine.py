@@ -77,19 +77,18 @@ class Decoder(NamedTuple):
         self, tokens: jax.Array, codes_at: jax.Array, cursor: jax.Array, cache: Any, slots: int
     ) -> tuple[jax.Array, Any]:
         """Logits [B C] after the tokens [B], which every stream receives, and the cache."""
-        tokens, codes_at = (jnp.tile(x, self.guidance.streams)[:, None] for x in (tokens, codes_at))
-        hidden, cache = self.model.extend(
-            tokens, codes_at, self.start, cursor, cache, self.table, slots
-        )
-        return self.logits(hidden[:, -1]), cache
+        new, at = (jnp.tile(x, self.guidance.streams)[:, None] for x in (tokens, codes_at))
+        hidden, cache = self.model.extend(new, at, self.start, cursor, cache, self.table, slots)
+        return self.logits(hidden[:, -1], codes_at + 1), cache
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """[G*B D] -> [B C]"""
+    def logits(self, hidden: jax.Array, places: jax.Array | int) -> jax.Array:
+        """[G*B D] -> [B C]; places: of the next code in its image, [B] or one."""
         logits = jnp.einsum("bd,cd->bc", hidden, self.head, preferred_element_type=jnp.float32)
-        return combine(logits.reshape(self.guidance.streams, -1, logits.shape[-1]), self.guidance)
+        logits = logits.reshape(self.guidance.streams, -1, logits.shape[-1])
+        return combine(logits, self.guidance, places)
 
 
-def _prefill(
+def prefill(
     model: Transformer,
     prompts: Prompts,
     guidance: Guidance,
@@ -97,8 +96,12 @@ def _prefill(
     rows: int,
     new_tokens: int,
     int8: bool,
+    place: jax.Array | int = -1,
 ) -> tuple[Decoder, jax.Array, Any]:
-    """The decoder, logits [B C] after the prompts, and the cache; each prompt is read once."""
+    """The decoder, logits [B C] after the prompts, and the cache; each prompt is read once.
+
+    place: in its image, of the code that comes first.
+    """
     table, (count, length) = model.embedding_table(), prompts.tokens.shape
     samples = rows * guidance.streams // count
     size = max(n for n in range(1, count + 1) if count % n == 0 and (n == 1 or n * length <= READ))
@@ -121,7 +124,25 @@ def _prefill(
     start = jnp.repeat(jnp.asarray(prompts.start), samples)
     decoder = Decoder(model, table, head, start, guidance)
     hidden = hidden.reshape(count, -1)
-    return decoder, decoder.logits(jnp.repeat(hidden, samples, axis=0)), cache
+    return decoder, decoder.logits(jnp.repeat(hidden, samples, axis=0), place), cache
+
+
+def draw_code(
+    decoder: Decoder,
+    keys: jax.Array,
+    sampling: Sampling,
+    first: jax.Array | int,
+    length: int,
+    slots: int,
+    carry: tuple[jax.Array, Any],
+    index: jax.Array,
+) -> tuple[tuple[jax.Array, Any], jax.Array]:
+    """Code number `index` [B] by the logits of the carry, and logits and cache after it."""
+    logits, cache = carry
+    codes = draw(jax.vmap(jax.random.fold_in, (0, None))(keys, index), logits, sampling)
+    places = jnp.broadcast_to(first + index, codes.shape)
+    tokens = codes + decoder.model.image_start
+    return decoder.extend(tokens, places, length + index, cache, slots), codes
 
 
 @partial(jax.jit, static_argnames=("count", "int8"))
@@ -142,25 +163,15 @@ def draw_codes(
     columns, so no other token can be drawn.
     """
     head = model.head_table()[model.image_start :]
-    decoder, logits, cache = _prefill(model, prompts, guidance, head, len(keys), count - 1, int8)
-    length = prompts.tokens.shape[1]
-
-    def choose(logits: jax.Array, index: jax.Array | int) -> jax.Array:
-        return draw(jax.vmap(jax.random.fold_in, (0, None))(keys, index), logits, sampling)
-
-    def step(slots: int, carry: tuple[jax.Array, Any], index: jax.Array):
-        logits, cache = carry
-        codes = choose(logits, index)
-        places = jnp.broadcast_to(first + index, codes.shape)
-        tokens = codes + model.image_start
-        return decoder.extend(tokens, places, length + index, cache, slots), codes
-
-    carry, parts = (logits, cache), []
+    decoder, *start = prefill(model, prompts, guidance, head, len(keys), count - 1, int8, first)
+    length, carry, parts = prompts.tokens.shape[1], tuple(start), []
     for begin in range(0, count - 1, SEGMENT):  # the last code needs no step after it
         end = min(begin + SEGMENT, count - 1)
-        carry, codes = jax.lax.scan(partial(step, length + end), carry, jnp.arange(begin, end))
+        step = partial(draw_code, decoder, keys, sampling, first, length, length + end)
+        carry, codes = jax.lax.scan(step, carry, jnp.arange(begin, end))
         parts.append(codes)
-    return jnp.concatenate([*parts, choose(carry[0], count - 1)[None]]).T
+    last = jax.vmap(jax.random.fold_in, (0, None))(keys, count - 1)
+    return jnp.concatenate([*parts, draw(last, carry[0], sampling)[None]]).T
 
 
 @partial(jax.jit, static_argnames=("limit", "pieces", "closings", "int8"))
@@ -181,31 +192,72 @@ def draw_text(
     tokenizer has may be drawn, and one of `closings` once there is at least one; the first closing
     id is not written, others are. A row that reaches the limit simply ends there.
     """
+    decoder, begun = begin_text(
+        model, prompts, keys, sampling, guidance, limit, pieces, int8, closings
+    )
+    step = partial(draw_piece, decoder, keys, sampling, closings, prompts.tokens.shape[1])
+    return jax.lax.while_loop(lambda text: text.is_open, step, begun).ids
+
+
+class TextState(NamedTuple):
+    """What a text has been drawn to."""
+
+    at: jax.Array  # how many pieces
+    done: jax.Array  # [B] bool
+    ids: jax.Array  # [B limit], as `draw_text` returns them
+    drawn: jax.Array | None  # [B C] bool, the columns drawn, where they are penalized
+    logits: jax.Array  # [B C]
+    cache: Any
+
+    @property
+    def is_open(self) -> jax.Array:
+        return (self.at < self.ids.shape[1]) & ~self.done.all()
+
+
+def begin_text(
+    model: Transformer,
+    prompts: Prompts,
+    keys: jax.Array,
+    sampling: Sampling,
+    guidance: Guidance,
+    limit: int,
+    pieces: int,
+    int8: bool,
+    closings: tuple[int, ...],
+) -> tuple[Decoder, TextState]:
+    """The decoder, and the state before the first piece. The head has the closings, then pieces."""
     vocabulary, first = model.head_table(), model.config.specials
     head = jnp.concatenate([vocabulary[jnp.array(closings)], vocabulary[first : first + pieces]])
-    ends, written = len(closings), jnp.array([PAD, *closings[1:]])
-    decoder, logits, cache = _prefill(model, prompts, guidance, head, len(keys), limit, int8)
-    length = prompts.tokens.shape[1]
-
-    def unfinished(carry: tuple) -> jax.Array:
-        index, done, *_ = carry
-        return (index < limit) & ~done.all()
-
-    def step(carry: tuple) -> tuple:
-        index, done, ids, logits, cache = carry
-        logits = logits.at[:, :ends].add(jnp.where(index == 0, NEVER, 0.0))
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-        column = draw(step_keys, logits, sampling)
-        closed = written[jnp.minimum(column, ends - 1)]
-        new = jnp.where(column < ends, closed, column - ends + first)
-        new, done = jnp.where(done, PAD, new), done | (column < ends)
-        ids = jax.lax.dynamic_update_index_in_dim(ids, new, index, axis=1)
-        tokens, codes_at = jnp.where(done, EOSS, new), jnp.full(new.shape, -1)
-        logits, cache = decoder.extend(tokens, codes_at, length + index, cache, length + limit)
-        return index + 1, done, ids, logits, cache
-
+    decoder, logits, cache = prefill(model, prompts, guidance, head, len(keys), limit, int8)
+    drawn = None if sampling.repetition is None else jnp.zeros(logits.shape, bool)
     ids, done = jnp.full((len(keys), limit), PAD), jnp.zeros(len(keys), bool)
-    return jax.lax.while_loop(unfinished, step, (jnp.int32(0), done, ids, logits, cache))[2]
+    return decoder, TextState(jnp.int32(0), done, ids, drawn, logits, cache)
+
+
+def draw_piece(
+    decoder: Decoder,
+    keys: jax.Array,
+    sampling: Sampling,
+    closings: tuple[int, ...],
+    length: int,
+    text: TextState,
+) -> TextState:
+    """One more piece of every row, or its closing."""
+    index, done, ids, drawn, logits, cache = text
+    ends, written = len(closings), jnp.array([PAD, *closings[1:]])
+    logits = logits.at[:, :ends].add(jnp.where(index == 0, NEVER, 0.0))
+    step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+    column = draw(step_keys, logits, sampling, drawn)
+    if drawn is not None:
+        drawn = drawn.at[jnp.arange(len(keys)), column].set(True)
+    closed = written[jnp.minimum(column, ends - 1)]
+    new = jnp.where(column < ends, closed, column - ends + decoder.model.config.specials)
+    new, done = jnp.where(done, PAD, new), done | (column < ends)
+    ids = jax.lax.dynamic_update_index_in_dim(ids, new, index, axis=1)
+    tokens, codes_at = jnp.where(done, EOSS, new), jnp.full(new.shape, -1)
+    slots = length + ids.shape[1]
+    logits, cache = decoder.extend(tokens, codes_at, length + index, cache, slots)
+    return TextState(index + 1, done, ids, drawn, logits, cache)
 
 
 @jax.jit
@@ -219,5 +271,5 @@ def draw_next(
 ) -> jax.Array:
     """Draws one of the ids `choices` [C] after every prompt; keys [B]; returns ids [B]."""
     head = model.head_table()[choices]
-    _, logits, _ = _prefill(model, prompts, guidance, head, len(keys), 0, False)
+    _, logits, _ = prefill(model, prompts, guidance, head, len(keys), 0, False)
     return choices[draw(keys, logits, sampling)]

@@ -18,6 +18,7 @@ class Sampling(NamedTuple):
     temperature: jax.Array | float = 1.0
     top_p: jax.Array | float | None = None
     top_k: jax.Array | int | None = None
+    repetition: jax.Array | float | None = None  # of texts: the penalty of pieces drawn before
 
 
 class Contrast(NamedTuple):
@@ -34,14 +35,24 @@ class Guidance(NamedTuple):
     text: jax.Array | float | None = None
     image: jax.Array | float | None = None
     contrast: Contrast | None = None
+    interval: tuple[jax.Array | int, jax.Array | int] | None = None
+    """From the first to before the second place of an image it holds; elsewhere, the conditional
+    stream alone (arXiv:2404.07724, whose interval is of noise levels)."""
 
     @property
     def streams(self) -> int:
         return 1 + (self.text is not None or self.contrast is not None) + (self.image is not None)
 
 
-def combine(logits: jax.Array, guidance: Guidance) -> jax.Array:
-    """[G B V] -> [B V]: streams in the order of `guide`, `guide_edit` or `contrast`."""
+def combine(logits: jax.Array, guidance: Guidance, places: jax.Array | int = -1) -> jax.Array:
+    """[G B V] -> [B V]: streams in the order of `guide`, `guide_edit` or `contrast`.
+
+    places: of the code that is drawn in its image, [B] or one, -1 for text.
+    """
+    if guidance.interval is not None:
+        first, end = guidance.interval
+        holds = jnp.reshape((places >= first) & (places < end), (-1, 1))
+        return jnp.where(holds, combine(logits, guidance._replace(interval=None)), logits[0])
     if guidance.contrast is not None:
         return contrast(logits[0], logits[1], guidance.contrast)
     if guidance.text is None:
@@ -111,9 +122,23 @@ def _least(values: jax.Array, weights: jax.Array, enough: jax.Array | float) -> 
     return jnp.where(found == 0, -jnp.inf, least)
 
 
-def draw(keys: jax.Array, logits: jax.Array, sampling: Sampling) -> jax.Array:
-    """Draws one column per row with that row's key: keys [B], logits [B V] -> [B]."""
+def penalize(logits: jax.Array, drawn: jax.Array, penalty: jax.Array | float) -> jax.Array:
+    """CTRL's repetition penalty (arXiv:1909.05858, section 4.1): logits of columns drawn before,
+    drawn [B V] bool, are divided by it, negative ones multiplied. [B V] -> [B V]"""
+    lowered = jnp.where(logits > 0, logits / penalty, logits * penalty)
+    return jnp.where(drawn, lowered, logits)
+
+
+def draw(
+    keys: jax.Array, logits: jax.Array, sampling: Sampling, drawn: jax.Array | None = None
+) -> jax.Array:
+    """Draws one column per row with that row's key: keys [B], logits [B V] -> [B].
+
+    drawn [B V] bool: what the row has drawn before, for a repetition penalty.
+    """
     logits = logits.astype(jnp.float32)
+    if sampling.repetition is not None and drawn is not None:
+        logits = penalize(logits, drawn, sampling.repetition)
     cool = logits / jnp.maximum(jnp.asarray(sampling.temperature, jnp.float32), 1e-6)
     if sampling.top_k is not None:
         cool = keep_top_k(cool, sampling.top_k)

@@ -73,9 +73,9 @@ def read_frame(frame: Frame, tokenizer: TextTokenizer) -> Text:
 
 
 def write_answer(frame: Frame, fills: Sequence[Sequence[int]], tokenizer: TextTokenizer) -> str:
-    """What stands in a filled frame from its first answer to its last."""
+    """What stands in a filled frame from its first answer to its last, or to the last so far."""
     texts = [tokenizer.decode(fill) for fill in fills]
-    answer = "".join(part for pair in zip(texts, [*frame[1:-1], ""]) for part in pair)
+    answer = "".join(part for pair in zip(texts, [*frame[1 : len(texts)], ""]) for part in pair)
     return answer.removeprefix(" ") if frame[0] else answer  # the space behind the first string
 
 

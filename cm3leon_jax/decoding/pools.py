@@ -26,6 +26,7 @@ def ways(
     count: int,
     mixed: bool,
     guidance: float | None,
+    guidance_interval: tuple[float, float] | None,
     contrastive: int | None,
     temperature: float | None,
     top_p: float | None,
@@ -37,7 +38,8 @@ def ways(
     pool never. Raises ValueError naming the argument.
     """
     scale = drawer.defaults.guidance if guidance is None else guidance
-    guided = drawer.image_sampling(temperature, top_p, top_k), guide_by(scale)
+    by_text = guide_by(scale, guidance_interval, drawer.model.config.image_tokens)
+    guided = drawer.image_sampling(temperature, top_p, top_k), by_text
     if mixed:
         require(count >= 2, "candidates", count, "use 2 or more with mixed=True")
         require(contrastive is not None, "contrastive", contrastive, "use k >= 1 with mixed=True")
@@ -49,6 +51,7 @@ def ways(
         return [Way(*guided, count - count // 2), Way(uncut, by_contrast, count // 2)]
     rule = "use it or contrastive, or both with mixed=True"
     require(guidance is None, "guidance", guidance, rule)
+    require(guidance_interval is None, "guidance_interval", guidance_interval, rule)
     cut = drawer.image_sampling(temperature, 1.0 if top_p is None else top_p, top_k or 0)
     return [Way(cut, by_contrast, count)]
 

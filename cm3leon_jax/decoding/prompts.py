@@ -38,21 +38,29 @@ def image_streams(
 
 
 def edit_streams(
-    wording: Text, image: Image, instruction: Text, vocabulary: Vocabulary
+    wording: Text,
+    image: Image,
+    instruction: Text,
+    vocabulary: Vocabulary,
+    retrieved: Iterable[Document] = (),
 ) -> tuple[Ids, Ids, Ids]:
     """Full, without the instruction, and without the instruction and the picture."""
     return (
-        prompt([wording, image, instruction], vocabulary),
-        prompt([wording, image, UNKNOWN], vocabulary),
-        prompt([wording, UNKNOWN, UNKNOWN], vocabulary),
+        prompt([wording, image, instruction], vocabulary, retrieved),
+        prompt([wording, image, UNKNOWN], vocabulary, retrieved),
+        prompt([wording, UNKNOWN, UNKNOWN], vocabulary, retrieved),
     )
 
 
 def structure_streams(
-    wording: Text, map_image: Image, text: Text, vocabulary: Vocabulary
+    wording: Text,
+    map_image: Image,
+    text: Text,
+    vocabulary: Vocabulary,
+    retrieved: Iterable[Document] = (),
 ) -> tuple[Ids, Ids]:
     """Full, and without the map and the text: one scale strengthens both."""
     return (
-        prompt([wording, map_image, text], vocabulary),
-        prompt([wording, UNKNOWN, UNKNOWN], vocabulary),
+        prompt([wording, map_image, text], vocabulary, retrieved),
+        prompt([wording, UNKNOWN, UNKNOWN], vocabulary, retrieved),
     )

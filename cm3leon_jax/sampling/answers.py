@@ -39,6 +39,7 @@ def complete(request: Request, generator: Generator) -> Request:
     bundle = {
         "documents": 0 if generator.memory is None else c.documents,
         "temperature": c.temperature if task.draws else c.text_temperature,
+        "repetition_penalty": c.repetition_penalty,
         "guidance": c.guidance,
         "top_p": c.top_p,
         "top_k": c.top_k,

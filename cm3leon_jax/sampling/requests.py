@@ -32,45 +32,55 @@ class Task:
 
 
 SAMPLING = ("temperature", "top_p", "top_k")
+OF_TEXTS = ("temperature", "repetition_penalty")
 TASKS = {
     "images": Task(
         "images",
         ("prompt",),
-        ("n", "documents", "guidance", *SAMPLING, "contrastive", "candidates", "mixed"),
+        (
+            *("n", "documents", "guidance", "guidance_interval", *SAMPLING),
+            *("contrastive", "candidates", "mixed", "speculative"),
+        ),
         lists=("prompt",),
     ),
     "caption": Task(
-        "caption", ("image",), ("style", "documents", "temperature"), ("image",), draws=False
+        "caption", ("image",), ("style", "documents", *OF_TEXTS), ("image",), draws=False
     ),
     "answer": Task(
         "answer",
         ("image", "question"),
-        ("explain", "temperature"),
+        ("explain", "documents", *OF_TEXTS),
         lists=("image", "question"),
         draws=False,
     ),
     "edit": Task(
         "edit",
         ("image", "prompt"),
-        ("guidance_image", "guidance_text", *SAMPLING),
+        ("guidance_image", "guidance_text", "documents", *SAMPLING),
         lists=("image", "prompt"),
         names={"prompt": "instruction"},
     ),
     "structure": Task(
         "from_structure",
         ("image", "kind", "prompt"),
-        ("guidance", *SAMPLING),
+        ("guidance", "documents", *SAMPLING),
         lists=("image", "prompt"),
         names={"image": "map_image"},
     ),
     "boxes": Task(
-        "from_boxes", ("prompt", "boxes"), ("guidance", *SAMPLING), names={"prompt": "caption"}
+        "from_boxes",
+        ("prompt", "boxes"),
+        ("guidance", "documents", *SAMPLING),
+        names={"prompt": "caption"},
     ),
 }
 
 WHOLE = ("n", "top_k", "documents", "contrastive", "candidates", "seed")
-NUMBERS = ("guidance", "temperature", "top_p", "guidance_image", "guidance_text")
-SWITCHES = ("mixed", "explain")
+NUMBERS = (
+    *("guidance", "temperature", "top_p"),
+    *("guidance_image", "guidance_text", "repetition_penalty"),
+)
+SWITCHES = ("mixed", "explain", "speculative")
 FIELDS = tuple(dict.fromkeys(name for task in TASKS.values() for name in task.fields))
 
 
@@ -134,6 +144,9 @@ def _check(name: str, value: Any) -> None:
         require(_is_number(value), name, value, "use a number")
     elif name in SWITCHES:
         require(isinstance(value, bool), name, value, "use true or false")
+    elif name == "guidance_interval":
+        holds = isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+        require(holds, name, value, "use [from, to], two shares of the image")
     elif name == "boxes":
         holds = isinstance(value, list) and bool(value) and all(map(_is_box, value))
         require(holds, name, value, "use [[name, [x0, y0, x1, y1]], ...] in pixels")
