@@ -151,13 +151,16 @@ class Decode:
     top_p: float = 0.9
     top_k: int = 0  # 0: all
     guidance: float = 3.0
+    guidance_image: float = 1.5  # of edits: how much they keep of the picture,
+    guidance_text: float = 7.5  # and how much they follow the instruction
     text_temperature: float = 0.7
     text_tokens: int = 64  # longest caption or infill
     repetition_penalty: float = 1.0  # of texts (CTRL); 1: none, Chameleon's own default is 1.2
     documents: int = 0  # retrieved documents in front of a prompt
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "text_temperature", "top_k", "guidance", "documents"):
+        scales = ("guidance", "guidance_image", "guidance_text")
+        for name in ("temperature", "text_temperature", "top_k", "documents", *scales):
             require(getattr(self, name) >= 0, f"decode.{name}", getattr(self, name), ">= 0")
         require(0 < self.top_p <= 1, "decode.top_p", self.top_p, "must be > 0 and <= 1")
         require(self.text_tokens > 0, "decode.text_tokens", self.text_tokens, "must be > 0")

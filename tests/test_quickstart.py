@@ -77,7 +77,9 @@ def test_the_bundle_is_the_one_that_was_tuned_on_tasks(run):
     assert all(0 <= score["mean"] <= 1 <= score["count"] for score in results["tasks"].values())
     assert (run / "tasks" / "edit" / "documents" / "skipped.txt").exists()
     assert not (run / "tasks" / "question").exists()  # told of the run's own documents
-    first, second = (read_metrics(run / name) for name in ("pretraining/transformer", "transformer"))
+    first, second = (
+        read_metrics(run / name) for name in ("pretraining/transformer", "transformer")
+    )
     assert first["loss"][-1][0] == 20
     assert second["loss"][-1][0] == 10
     assert second["loss"][0][1] < first["loss"][0][1]  # it goes on from there

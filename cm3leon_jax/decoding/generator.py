@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
@@ -18,10 +17,8 @@ from cm3leon_jax import config
 from cm3leon_jax.checkpoint import PathLike, local, read_experiment
 from cm3leon_jax.data.networks import open_image_tokenizer, open_retriever, open_transformer
 from cm3leon_jax.decoding import holes, pools
-from cm3leon_jax.decoding.drawing import guide_by
-from cm3leon_jax.decoding.loaded import Loaded
-from cm3leon_jax.decoding.logits import Guidance, Sampling
-from cm3leon_jax.decoding.memory import DocumentMemory, Retrieved
+from cm3leon_jax.decoding.instructed import Instructed
+from cm3leon_jax.decoding.memory import DocumentMemory
 from cm3leon_jax.decoding.parts import (
     HOLE,
     Picture,
@@ -32,7 +29,7 @@ from cm3leon_jax.decoding.parts import (
     read_text,
     write_answer,
 )
-from cm3leon_jax.decoding.prompts import Ids, edit_streams, image_streams, structure_streams
+from cm3leon_jax.decoding.prompts import image_streams
 from cm3leon_jax.fields import require, require_choice
 from cm3leon_jax.models.image_codes import decode_codes, encode_pictures
 from cm3leon_jax.sharding import make_mesh
@@ -67,7 +64,7 @@ def load(bundle: PathLike, *, int8: bool = False, tensor: int = 1) -> "Generator
     return Generator(c, text, transformer, image_tokenizer, memory, clip, int8)
 
 
-class Generator(Loaded):
+class Generator(Instructed):
     """Made by `load`. Arguments left out come from config `decode`.
 
     stream: a function that is called while something is drawn, with the number of a result and what
@@ -157,82 +154,6 @@ class Generator(Loaded):
             for i in numbers
         ]
         return pairs if return_scores else [picture for picture, _ in pairs]
-
-    def edit(
-        self,
-        image: Pictures,
-        instruction: str | Sequence[str],
-        *,
-        guidance_image: float = 1.5,
-        guidance_text: float = 7.5,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        documents: int = 0,
-        seed: int = 0,
-    ) -> Pillow.Image | list[Pillow.Image]:
-        """The picture after an instruction; a list for a list of pictures.
-
-        The two scales say how much the result keeps of the picture and follows the instruction
-        (their defaults: paper section 4). documents: found with the picture.
-        """
-        is_one, pictures, asked = pair(image, "instruction", instruction)
-        require(guidance_image >= 0, "guidance_image", guidance_image, "use 0 or more")
-        require(guidance_text >= 0, "guidance_text", guidance_text, "use 0 or more")
-        pixels = self.pixels(pictures)
-        texts = [read_text("instruction", text, self.text) for text in asked]
-        found = self.find(pixels, documents)
-        rows = self._rows(edit_streams, wording.EDIT, pixels, texts, found)
-        guidance = Guidance(text=jnp.float32(guidance_text), image=jnp.float32(guidance_image))
-        sampling = self.drawer.image_sampling(temperature, top_p, top_k)
-        return one_or_list(is_one, self._draw(rows, guidance, sampling, seed))
-
-    def from_structure(
-        self,
-        map_image: Pictures,
-        kind: str,
-        prompt: str | Sequence[str],
-        *,
-        guidance: float = 3.0,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        documents: int = 0,
-        seed: int = 0,
-    ) -> Pillow.Image | list[Pillow.Image]:
-        """A picture of the prompt along a map of its edges, depth, ...; a list for a list of maps.
-
-        kind: one of `tokens.wording.STRUCTURES`. documents: found with the prompt.
-        """
-        is_one, maps, prompts = pair(map_image, "prompt", prompt)
-        require_choice("kind", kind, tuple(wording.STRUCTURES))
-        words = wording.structure(kind)
-        texts = [read_text("prompt", text, self.text) for text in prompts]
-        found = self.find(prompts, documents)
-        rows = self._rows(structure_streams, words, self.pixels(maps), texts, found)
-        sampling = self.drawer.image_sampling(temperature, top_p, top_k)
-        return one_or_list(is_one, self._draw(rows, guide_by(guidance), sampling, seed))
-
-    def from_boxes(
-        self,
-        caption: str,
-        boxes: Sequence[tuple[str, wording.Box]],
-        *,
-        guidance: float = 3.0,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        documents: int = 0,
-        seed: int = 0,
-    ) -> Pillow.Image:
-        """A picture of the caption with each named object in its box, (left, top, right, bottom)
-        in pixels of the picture. documents: found with the caption."""
-        read_text("caption", caption, self.text)
-        checked = holes.check_boxes(boxes, self.experiment.image_tokenizer.size)
-        text = Text(self.text.encode(wording.boxes(caption, checked)))
-        rows = [image_streams(text, self.vocabulary, *self.find([caption], documents))]
-        sampling = self.drawer.image_sampling(temperature, top_p, top_k)
-        return self._draw(rows, guide_by(guidance), sampling, seed)[0]
 
     def caption(
         self,
@@ -355,24 +276,3 @@ class Generator(Loaded):
 
         fills = self.drawer.fill(wholes, temperature, seed, repetition_penalty, stream and hear)
         return [write_answer(*each, self.text) for each in zip(frames, fills)]
-
-    def _rows(
-        self,
-        streams: Callable[..., tuple[Ids, ...]],
-        words: str,
-        pixels: NDArray[np.uint8],
-        texts: Sequence[Text],
-        found: Sequence[Retrieved],
-    ) -> list[tuple[Ids, ...]]:
-        """The streams of each picture, its text and its documents."""
-        first, v = Text(self.text.encode(words)), self.vocabulary
-        codes = encode_pictures(self.image_tokenizer, pixels)
-        return [streams(first, Image(c), t, v, d) for c, t, d in zip(codes, texts, found)]
-
-    def _draw(
-        self, rows: Sequence[Sequence[Ids]], guidance: Guidance, sampling: Sampling, seed: int
-    ) -> list[Pillow.Image]:
-        """One picture after each row of streams."""
-        streams = [[*stream] for stream in zip(*rows)][: guidance.streams]
-        codes = self.drawer.codes(streams, sampling, guidance, seed=seed)
-        return [Pillow.fromarray(pixels) for pixels in decode_codes(self.image_tokenizer, codes)]

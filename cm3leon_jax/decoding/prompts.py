@@ -52,6 +52,20 @@ def edit_streams(
     )
 
 
+def map_streams(
+    wording: Text,
+    image: Image,
+    unused: Text,
+    vocabulary: Vocabulary,
+    retrieved: Iterable[Document] = (),
+) -> tuple[Ids, Ids]:
+    """Full, and without the picture whose map is asked for."""
+    return (
+        prompt([wording, image], vocabulary, retrieved),
+        prompt([wording, UNKNOWN], vocabulary, retrieved),
+    )
+
+
 def structure_streams(
     wording: Text,
     map_image: Image,
