@@ -3,7 +3,7 @@ the evaluation read. Preparation for the transformer streams instead (`prepare`)
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cm3leon_jax import config
 from cm3leon_jax.data import sources
-from cm3leon_jax.data.pictures import BadPicture, open_picture
+from cm3leon_jax.data.pictures import BadPicture, fit_boxes, open_picture, upright_size
 from cm3leon_jax.data.records import Record, Skipped, is_held_out
 
 
@@ -79,13 +79,22 @@ def collect(data: config.Data, size: int) -> Collection:
 
 
 def open_example(record: Record, size: int) -> Example:
-    """The record with its pictures read and checked; raises BadPicture."""
+    """The record with its pictures read and checked, and its boxes in pixels of the square.
+
+    Raises BadPicture.
+    """
     segments = tuple(
         part if isinstance(part, str) else open_picture(part, size) for part in record.segments
     )
     has_text = any(isinstance(part, str) for part in segments)
     if not (has_text or record.question or record.instruction):
         raise BadPicture("no text, question or instruction")
+    if record.boxes:
+        pictures = (part for part in record.segments if not isinstance(part, str))
+        first = next(pictures, None)
+        if first is None:
+            raise BadPicture("boxes without a picture")
+        record = replace(record, boxes=fit_boxes(record.boxes, *upright_size(first), size))
     return Example(record, segments)
 
 
