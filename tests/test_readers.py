@@ -1,37 +1,22 @@
 """Readers of public datasets, on small files of the true schema that are written here."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
-import numpy as np
+import pyarrow as arrow
 import pytest
+from annotated import WIDE, image, write, write_coco
+from pyarrow import parquet
 
 from cm3leon_jax import config
 from cm3leon_jax.data import annotations, sources
 from cm3leon_jax.data.instructions import DATASETS, describe
-from cm3leon_jax.data.pictures import to_png
 from cm3leon_jax.data.records import Skipped
-
-WIDE = to_png(np.zeros((4, 8, 3), np.uint8))  # 8 pixels wide, 4 high
-LICENSES = [{"id": 1, "name": "Attribution License", "url": "http://l"}]
-
-
-def write(folder, files):
-    """Files by name: pictures as bytes, text as str, anything else as JSON."""
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not isinstance(content, bytes):
-            content = (content if isinstance(content, str) else json.dumps(content)).encode()
-        path.write_bytes(content)
-    return folder
 
 
 def read(task, source, part=2, **values):
     """All records of a dataset, read in small parts as workers do, and what was skipped."""
-    data = config.Data(
-        source=str(source), task=task, part=part, max_bad_fraction=0.999, **values
-    )
+    data = config.Data(source=str(source), task=task, part=part, max_bad_fraction=0.999, **values)
     skipped, records = Skipped(), []
     for planned in sources.plan(data, 8):
         again = sources.Part(**json.loads(json.dumps(asdict(planned))))
@@ -39,40 +24,9 @@ def read(task, source, part=2, **values):
     return records, skipped.reasons
 
 
-def image(id, **more):
-    return {"id": id, "file_name": f"{id:012d}.jpg", "width": 8, "height": 4, "license": 1} | more
-
-
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory):
-    """COCO 2017 in small: pictures 9, 25, 30, of which 30 has no file, and 41 has nothing."""
-    images = [image(9, flickr_url="http://f"), image(25), image(30), image(41)]
-    head = {"info": {"year": 2017}, "licenses": LICENSES, "images": images}
-    captions = [(25, "A zebra."), (9, "A bowl\n"), (9, "Föod"), (30, "Gone"), (41, " ")]
-    texts = [{"image_id": i, "id": n, "caption": c} for n, (i, c) in enumerate(captions)]
-    boxes = [
-        (9, 51, [1, 1, 3.5, 2], 0),
-        (9, 1, [-2, 0, 4, 9], 0),
-        (9, 1, [0, 0, 8, 4], 1),
-        (25, 99, [0, 0, 2, 2], 0),
-        (30, 1, [0, 0, 0, 2], 0),
-    ]
-    places = [
-        {"image_id": i, "id": n, "category_id": c, "bbox": b, "iscrowd": crowd}
-        for n, (i, c, b, crowd) in enumerate(boxes)
-    ]
-    names = [{"id": 1, "name": "person"}, {"id": 51, "name": "bowl"}]
-    folder = tmp_path_factory.mktemp("coco")
-    return write(
-        folder,
-        {
-            "annotations/captions_train2017.json": head | {"annotations": texts},
-            "annotations/captions_val2017.json": head | {"images": [], "annotations": []},
-            "annotations/instances_train2017.json": head
-            | {"annotations": places, "categories": names},
-            **{f"train2017/{id:012d}.jpg": WIDE for id in (9, 25, 41)},
-        },
-    )
+    return write_coco(tmp_path_factory.mktemp("coco"))
 
 
 def test_a_picture_of_coco_is_one_record_with_all_its_captions(coco):
@@ -123,7 +77,9 @@ def test_objects365_is_read_where_its_patches_lie(tmp_path):
 
 
 def test_open_images_gives_shares_of_width_and_height(tmp_path):
-    head = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf"
+    head = (
+        "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf"
+    )
     rows = [
         "a,xclick,/m/1,1,0.25,0.5,0,1,0,0,0",
         "a,xclick,/m/2,1,0,1,0,1,0,0,1",
@@ -341,9 +297,6 @@ def test_science_questions_carry_context_and_options_and_their_explanation(tmp_p
 
 
 def test_edits_come_from_parquet_with_their_pictures(tmp_path):
-    arrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
     rows = [
         {
             "original_prompt": f"prompt {n // 2}",
@@ -381,7 +334,7 @@ def test_text_in_pictures_is_a_table_of_ones_own(tmp_path):
 def test_a_folder_without_the_files_of_a_dataset_says_where_to_get_them(tmp_path, task):
     with pytest.raises(ValueError, match=f"which data.task={task} reads; {task}: "):
         read(task, tmp_path)
-    with pytest.raises(ValueError, match="data.source='scenes', .*give the folder"):
+    with pytest.raises(ValueError, match=r"data.source='scenes', .*give the folder"):
         read(task, "scenes")
     assert "CC BY" in describe(task) or "page" in describe(task) or "terms" in describe(task)
 
@@ -392,7 +345,7 @@ def test_a_folder_without_the_files_of_a_dataset_says_where_to_get_them(tmp_path
 @pytest.mark.parametrize("size", [1, 7, 2**20])
 def test_entries_are_those_of_json_however_much_is_read_at_once(tmp_path, monkeypatch, size):
     monkeypatch.setattr(annotations, "CHUNK", size)
-    content = {"info": {"a": [1, {"images": 3}]}, "images": [12345, "é \\\"", {"x": [1.5e3]}, None]}
+    content = {"info": {"a": [1, {"images": 3}]}, "images": [12345, 'é \\"', {"x": [1.5e3]}, None]}
     for text in (json.dumps(content), json.dumps(content, indent=2, ensure_ascii=False)):
         (tmp_path / "a.json").write_text("\ufeff" + text, encoding="utf-8")
         entries = list(annotations.list_entries(tmp_path / "a.json", "images"))

@@ -34,11 +34,9 @@ class _Table:
     """A Parquet file, of which the row group read last stays in memory."""
 
     def __init__(self, file: Path) -> None:
-        try:
-            import pyarrow as arrow
-            from pyarrow import parquet
-        except ImportError:
-            raise ValueError(f"{file} needs pyarrow: pip install pyarrow") from None
+        import pyarrow as arrow  # which Beam brings
+        from pyarrow import parquet
+
         self.file, self.error = file, arrow.ArrowException
         try:
             self.parquet = parquet.ParquetFile(file)

@@ -60,13 +60,18 @@ def add_map(example: Example, task: str) -> Example:
     """The example with the map that a task of MAPS (edges, edges_of, ...) shows before the picture.
 
     As it is for other tasks, and where the record brings a map. Raises BadPicture where there is
-    no picture.
+    no picture, ValueError where scikit-image is missing.
     """
     kind = task.removesuffix("_of")
     if kind not in MAPS or len(example.images) > 1:
         return example
     if not example.images:
         raise BadPicture("no picture to make a map of")
+    try:
+        import skimage  # noqa: F401  # its parts are imported where they are used
+    except ImportError:
+        rule = "pip install 'cm3leon_jax[data]', or give records their maps"
+        raise ValueError(f"data.task={task!r} needs scikit-image: {rule}") from None
     places = [i for i, part in enumerate(example.segments) if not isinstance(part, str)]
     map_image = MAPS[kind](example.images[0])
     before, behind = example.segments[: places[0]], example.segments[places[0] :]
@@ -74,10 +79,8 @@ def add_map(example: Example, task: str) -> Example:
 
 
 def _canny(image: NDArray[np.uint8], sigma: float) -> NDArray[np.bool_]:
-    try:
-        from skimage.feature import canny
-    except ImportError:
-        raise ValueError("maps need scikit-image: pip install 'cm3leon_jax[data]'") from None
+    from skimage.feature import canny
+
     luma = image @ np.array([0.299, 0.587, 0.114]) / 255  # as PIL's "L"
     return canny(luma, sigma, low_threshold=0.1, high_threshold=0.2)
 
