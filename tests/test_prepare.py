@@ -226,8 +226,9 @@ def test_a_task_adds_its_map_and_answers_travel(tmp_path, networks, experiment):
     lines[1] = json.dumps(json.loads(lines[1]) | asked)
     (folder / "a.jsonl").write_text("\n".join(lines) + "\n")
     workdir = copy_networks(networks, tmp_path / "run")
-    data = replace(experiment.data, source=str(folder), task="segmentation")
-    c = replace(experiment, retrieval=config.Retrieval(), data=replace(data, row_length=64))
+    changes = {"data.source": str(folder), "data.task": "segmentation", "retrieval.most": 0}
+    long = {"data.row_length": 128, "model.context": 128}  # the template is spelt in bytes here
+    c = config.replace(experiment, changes | long)
     prepare(c, workdir)
     sides = ("train", "held_out")
     records = {r.id: r for side in sides for r in Shards(workdir / "documents", side)}
