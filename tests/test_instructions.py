@@ -14,7 +14,7 @@ from cm3leon_jax.cli import main
 from cm3leon_jax.data import structures
 from cm3leon_jax.data.collection import open_example
 from cm3leon_jax.data.folders import to_record
-from cm3leon_jax.data.instructions import DATASETS, TASKS, describe
+from cm3leon_jax.data.instructions import DATASETS, TASKS, describe, find_task
 from cm3leon_jax.data.pictures import fit_boxes, open_picture, to_png, upright_size
 from cm3leon_jax.data.records import Record
 from cm3leon_jax.data.structures import MAPS, add_map
@@ -127,6 +127,14 @@ def test_the_page_lists_every_task_with_its_template():
     assert set(TASKS) - told == set()
 
 
+def test_a_dataset_may_be_told_by_another_template():
+    assert find_task("coco_boxes:grounded") == DATASETS["coco_boxes"]._replace(template="grounded")
+    with pytest.raises(ValueError, match=r"'coco_boxes:grounde': .*did you mean grounded"):
+        find_task("coco_boxes:grounde")
+    with pytest.raises(ValueError, match="'edges:short': use DATASET:TEMPLATE"):
+        find_task("edges:short")
+
+
 @pytest.mark.parametrize("task", ["vqa2", "edges"])
 def test_help_says_where_the_data_comes_from_and_its_licence(capsys, task):
     with pytest.raises(SystemExit) as end:
@@ -157,6 +165,7 @@ def test_the_commands_of_the_page_check_templates_too(tmp_path, capsys, monkeypa
         done[task] = capsys.readouterr().out
     assert "held out, 2 bad" in done["coco_captions"]
     assert "held out, 0 bad" in done["edges"]
+    assert "1 documents" in done["coco_captions:scribble"]
     assert "a.jsonl:2: record" in done["boxes"]
     assert "no boxes, which this template tells" in done["boxes"]
     unknown = "prepare --check --task vqa --data pictures --config tiny_folder --workdir x"

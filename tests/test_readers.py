@@ -1,6 +1,9 @@
 """Readers of public datasets, on small files of the true schema that are written here."""
 
+import contextlib
 import json
+import os
+import shutil
 from dataclasses import asdict
 
 import pyarrow as arrow
@@ -69,8 +72,9 @@ def test_objects365_is_read_where_its_patches_lie(tmp_path):
         ],
         "categories": [{"id": 1, "name": "Cup"}, {"id": 2, "name": "Desk"}],
     }
-    files = {"zhiyuan_objv2_train.json": content}
-    write(tmp_path, files | {"train/patch0/objects365_v1_00000000.jpg": WIDE})
+    write(tmp_path, {"elsewhere/patch0/objects365_v1_00000000.jpg": WIDE})
+    tmp_path = write(tmp_path / "data", {"zhiyuan_objv2_train.json": content})
+    (tmp_path / "train").symlink_to("../elsewhere")  # as people do who share pictures
     (record,), _ = read("objects365", tmp_path)
     assert record.segments[0] == "Cup, Desk"
     assert (len(record.boxes), record.group) == (3, "5")
@@ -227,13 +231,15 @@ def test_vqa_trains_on_the_most_frequent_answer_and_keeps_all(tmp_path, task, st
     write(
         tmp_path,
         {
-            f"{start}OpenEnded_mscoco_train2014_questions.json": {
+            f"{'questions/' if start else ''}{start}OpenEnded_mscoco_train2014_questions.json": {
                 "info": {},
                 "task_type": "Open-Ended",
                 "data_subtype": "train2014",
                 "questions": questions,
             },
-            f"{start}mscoco_train2014_annotations.json": {"annotations": answers},
+            f"{'annotations/' if start else ''}{start}mscoco_train2014_annotations.json": {
+                "annotations": answers
+            },
             "train2014/COCO_train2014_000000458752.jpg": WIDE,
         },
     )
@@ -367,3 +373,34 @@ def test_a_file_that_ends_too_early_is_one_clear_line(coco, tmp_path):
     (tmp_path / "captions_train2017.json").write_text('{"images": []}')
     with pytest.raises(ValueError, match="no 'annotations': this is not the file it is taken for"):
         read("coco_captions", tmp_path)
+
+
+JUNK = (None, True, -1, 2**70, 1.5, "", "\ud83d", "x", [], [0], {}, {"id": 9})
+
+
+def list_nodes(value, path=()):
+    """The paths of all values inside a JSON value."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in inside:
+        yield (*path, key)
+        if isinstance(inner, dict | list):
+            yield from list_nodes(inner, (*path, key))
+
+
+@pytest.mark.parametrize("name", ["captions", "instances"])
+def test_whatever_stands_in_a_file_is_listed_or_one_clear_error(coco, tmp_path, name):
+    for folder in ("annotations", "train2017"):
+        shutil.copytree(coco / folder, tmp_path / folder)
+    file = tmp_path / "annotations" / f"{name}_train2017.json"
+    whole, task = file.read_text(), {"captions": "coco_captions", "instances": "coco_boxes"}[name]
+    listed = 0
+    for number, (*path, last) in enumerate(list_nodes(json.loads(whole))):
+        content = node = json.loads(whole)
+        for key in path:
+            node = node[key]
+        node[last] = JUNK[number % len(JUNK)]
+        file.write_text(json.dumps(content))
+        os.utime(file, ns=(number, number))  # a changed file, however fast it was written
+        with contextlib.suppress(ValueError):
+            listed += len(read(task, tmp_path)[1])
+    assert listed > 50

@@ -8,15 +8,15 @@ bytes of memory for each: what belongs to a picture is read when the picture is.
 import json
 import re
 from array import array
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cm3leon_jax.data.folders import find_picture
-from cm3leon_jax.data.records import Place
+from cm3leon_jax.data.records import Found, Place, Record
 
 CHUNK = 2**20  # bytes read at once; a longer entry is read in doubled steps
 FOLDERS = ("annotations", "questions")  # names (in lower case) of folders beside the pictures
@@ -32,7 +32,10 @@ class Entry(NamedTuple):
 
     def read(self) -> Any:
         """The value; raises ValueError for bytes that are not UTF-8."""
-        return json.loads(self.content.decode())
+        try:
+            return json.loads(self.content.decode())
+        except UnicodeDecodeError as error:
+            raise ValueError(f"not UTF-8: {error.reason} at byte {error.start} of it") from None
 
 
 def list_entries(file: Path, name: str = "", start: Place | None = None) -> Iterator[Entry]:
@@ -52,6 +55,34 @@ def list_entries(file: Path, name: str = "", start: Place | None = None) -> Iter
         yield from _list_values(text, file, 1)
 
 
+def scan_entries(
+    file: Path,
+    name: str,
+    start: Place | None,
+    make: Callable[[Entry], Record],
+    is_meant: Callable[[Entry], bool] = lambda entry: True,
+) -> Iterator[Found]:
+    """What a reader comes to in an array or object of a file, of those entries that are meant."""
+    for entry in list_entries(file, name, start):
+        try:
+            if not is_meant(entry):
+                continue
+        except (TypeError, KeyError, AttributeError, ValueError):
+            pass  # `make` says what is wrong with it
+        origin = f"{file.name}:{entry.key or entry.place.line}"
+        yield Found(origin, partial(checked, make, entry), entry.place)
+
+
+def checked(make: Callable[..., Record], *given: Any) -> Record:
+    """What `make` gives; a field that is missing or of another type is a ValueError too."""
+    try:
+        return make(*given)
+    except KeyError as error:
+        raise ValueError(f"no field {error}") from None
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"not an entry of this dataset: {error}") from None
+
+
 def read_value(file: Path, name: str) -> Any:
     """One value of the outermost object of a JSON file, and None where it has none."""
     with _Text(file) as text:
@@ -69,9 +100,12 @@ class Index:
     def __init__(self, file: Path, name: str, field: str) -> None:
         keys, offsets, sizes = array("q"), array("q"), array("q")
         for entry in list_entries(file, name):
-            value = entry.read()
+            where = f"{file.name}:{entry.place.line}"
+            try:
+                value = entry.read()
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}; get the file again") from None
             if not isinstance(value, dict) or field not in value:
-                where = f"{file.name}:{entry.place.line}"
                 raise ValueError(f"{where}: no {field!r}: this is not the file it is taken for")
             keys.append(_hash(value[field]))
             offsets.append(entry.place.offset)
@@ -131,9 +165,8 @@ def find_image(root: Path, *names: str) -> Path:
     """
     for name in names:
         for folder in ("", *_list_folders(root)):
-            path = Path(folder, name).as_posix()
-            if (root / path).is_file():
-                return find_picture(root, path)
+            if (root / folder / name).is_file():  # folders may be links, what is in them may not
+                return find_picture((root / folder).resolve(), name)
     return find_picture(root, names[0])
 
 

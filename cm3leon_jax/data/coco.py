@@ -9,7 +9,7 @@ One picture is one record, whose group `coco/9` is the same in every dataset on 
 picture that is held out of one of them is held out of all.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,14 +19,12 @@ from cm3leon_jax.data.annotations import (
     Index,
     find_image,
     home,
-    list_entries,
     open_index,
     read_value,
+    scan_entries,
     start_at,
 )
 from cm3leon_jax.data.records import Box, Found, Place, Record
-
-Make = Callable[[Entry], Record]
 
 
 def group(image_id: Any) -> str:
@@ -38,8 +36,8 @@ def scan_captions(files: Sequence[Path], start: Place | None = None) -> Iterator
     """The pictures of captions_*.json, each with all of its captions."""
     for file, place in start_at(files, start):
         captions = open_index(file, "annotations", "image_id")
-        make = partial(_captioned, home(file), captions, _licenses(file))
-        yield from _scan(file, "images", place, make)
+        make = partial(_captioned, home(file), captions, _names(file, "licenses"))
+        yield from scan_entries(file, "images", place, make)
 
 
 def scan_instances(
@@ -55,9 +53,11 @@ def scan_instances(
         beside = file.with_name(file.name.replace("instances", "captions"))
         has_captions = beside != file and beside.is_file()
         captions = open_index(beside, "annotations", "image_id") if has_captions else None
-        names = {c["id"]: c["name"] for c in read_value(file, "categories") or []}
-        make = partial(_boxed, home(file), boxes, captions, names, _licenses(file), is_coco)
-        yield from _scan(file, "images", place, make, partial(_is_marked, boxes))
+        names = _names(file, "categories")
+        make = partial(
+            _boxed, home(file), boxes, captions, names, _names(file, "licenses"), is_coco
+        )
+        yield from scan_entries(file, "images", place, make, partial(_is_marked, boxes))
 
 
 def scan_karpathy(
@@ -66,35 +66,8 @@ def scan_karpathy(
     """The pictures of some splits of dataset_coco.json or dataset_flickr30k.json with captions."""
     for file, place in start_at(files, start):
         make = partial(_sentences, home(file), is_coco)
-        yield from _scan(
-            file, "images", place, make, lambda entry: entry.read().get("split") in splits
-        )
-
-
-def _scan(
-    file: Path,
-    name: str,
-    start: Place | None,
-    make: Make,
-    is_meant: Callable[[Entry], bool] = lambda entry: True,
-) -> Iterator[Found]:
-    for entry in list_entries(file, name, start):
-        try:
-            if not is_meant(entry):
-                continue
-        except (TypeError, KeyError, AttributeError):
-            pass  # `make` says what is wrong with it
-        yield Found(f"{file.name}:{entry.place.line}", partial(checked, make, entry), entry.place)
-
-
-def checked(make: Make, entry: Entry) -> Record:
-    """What `make` gives; a field that is missing or of another type is a ValueError too."""
-    try:
-        return make(entry)
-    except KeyError as error:
-        raise ValueError(f"no field {error}") from None
-    except (TypeError, AttributeError) as error:
-        raise ValueError(f"not an entry of this dataset: {error}") from None
+        is_meant = partial(_is_of, splits)
+        yield from scan_entries(file, "images", place, make, is_meant)
 
 
 def _captioned(root: Path, captions: Index, licenses: Mapping[int, str], entry: Entry) -> Record:
@@ -125,6 +98,10 @@ def _boxed(
     texts = _texts(captions[image["id"]], "caption") if captions is not None else [labels]
     where = group(image["id"]) if is_coco else ""
     return _record(root, image, texts, licenses, where, boxes)
+
+
+def _is_of(splits: tuple[str, ...], entry: Entry) -> bool:
+    return entry.read()["split"] in splits
 
 
 def _is_marked(boxes: Index, entry: Entry) -> bool:
@@ -186,6 +163,14 @@ def _texts(entries: Sequence[Mapping[str, Any]], field: str) -> list[str]:
     return texts
 
 
-@lru_cache(maxsize=4)
-def _licenses(file: Path) -> dict[int, str]:
-    return {one["id"]: one["name"] for one in read_value(file, "licenses") or []}
+def _names(file: Path, name: str) -> dict[Any, str]:
+    """The names of categories or licences by id, read once as long as the file stays as it is."""
+    return _read_names(file, name, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _read_names(file: Path, name: str, changed: int) -> dict[Any, str]:
+    try:
+        return {one["id"]: one["name"] for one in read_value(file, name) or []}
+    except (TypeError, KeyError):
+        raise ValueError(f"{file}: {name} is no list of id and name; get the file again") from None

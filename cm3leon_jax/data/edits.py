@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cm3leon_jax.data.annotations import start_at
+from cm3leon_jax.data.annotations import checked, start_at
 from cm3leon_jax.data.records import Found, Place, Record, check_text
 
 COLUMNS = ("original_image", "edit_prompt", "edited_image")
@@ -26,7 +26,7 @@ def scan_edits(files: Sequence[Path], start: Place | None = None) -> Iterator[Fo
     for file, place in start_at(files, start):
         table, first = _Table(file), place.offset if place else 0
         for row in range(first, table.rows):
-            make = partial(_record, table, row)
+            make = partial(checked, _record, table, row)
             yield Found(f"{file.name}:{row + 1}", make, Place(str(file), row, row + 1))
 
 

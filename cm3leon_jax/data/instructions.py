@@ -3,7 +3,8 @@
     cm3leon prepare --config tiny_folder --task edit --data edits --workdir runs/edits
     cm3leon prepare --task vqa2 --help
 
-Any source whose records have what a template needs can be told by it. A dataset is read from the
+Any source whose records have what a template needs can be told by it; a dataset has a template of
+its own, or another is named: coco_captions:edges, coco_boxes:grounded. A dataset is read from the
 folder that a person downloaded it to, whose files of the training split are taken, or from the
 annotation file that is named. Licences are as their pages state them; read them before use.
 """
@@ -160,7 +161,17 @@ TASKS: dict[str, Task] = {name: Task(name) for name in TEMPLATES} | DATASETS
 
 
 def find_task(name: str) -> Task:
-    """Raises ValueError naming the nearest known tasks."""
+    """The task, or of DATASET:TEMPLATE the dataset told by another template.
+
+    Raises ValueError naming the nearest known ones.
+    """
+    dataset, is_told, template = name.partition(":")
+    if is_told:
+        for part, known in ((dataset, DATASETS), (template, TEMPLATES)):
+            if part not in known:
+                rule = f"use DATASET:TEMPLATE; {nearest(part, sorted(known))}"
+                raise ValueError(f"data.task={name!r}: {rule}")
+        return DATASETS[dataset]._replace(template=template)
     if name not in TASKS:
         raise ValueError(f"data.task={name!r}: no such task; {nearest(name, sorted(TASKS))}")
     return TASKS[name]
@@ -169,7 +180,7 @@ def find_task(name: str) -> Task:
 def list_files(name: str, source: str) -> list[Path]:
     """The annotation files of a dataset: the one that is named, or those of the training split.
 
-    They lie in the folder or in its `annotations`. Raises ValueError where there are none.
+    They lie in it, or in its `annotations` or `questions`. Raises ValueError where there are none.
     """
     path, task = Path(source), find_task(name)
     if path.is_file():
@@ -177,7 +188,7 @@ def list_files(name: str, source: str) -> list[Path]:
     if not path.is_dir():
         raise FileNotFoundError(f"no such folder or file: {source}; {describe(name)}")
     for pattern in task.files:
-        for folder in ("", "annotations/", "Annotations/"):
+        for folder in ("", "annotations/", "Annotations/", "questions/", "Questions/"):
             if found := sorted(path.glob(folder + pattern)):
                 return found
     wanted = " or ".join(task.files)

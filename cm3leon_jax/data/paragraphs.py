@@ -19,13 +19,14 @@ from typing import Any, NamedTuple
 from cm3leon_jax.data.annotations import (
     Entry,
     Index,
+    checked,
     find_image,
     home,
-    list_entries,
     open_index,
+    scan_entries,
     start_at,
 )
-from cm3leon_jax.data.coco import checked, group, scan_karpathy
+from cm3leon_jax.data.coco import group, scan_karpathy
 from cm3leon_jax.data.records import Found, Place, Record, check_text
 
 
@@ -35,10 +36,7 @@ def scan_paragraphs(files: Sequence[Path], start: Place | None = None) -> Iterat
         index = None
         if file.stem.endswith("_split"):
             index = open_index(file.with_name("paragraphs_v1.json"), "", "image_id")
-        make = partial(_paragraph, home(file), index)
-        for entry in list_entries(file, "", place):
-            origin = f"{file.name}:{entry.place.line}"
-            yield Found(origin, partial(checked, make, entry), entry.place)
+        yield from scan_entries(file, "", place, partial(_paragraph, home(file), index))
 
 
 def scan_narratives(files: Sequence[Path], start: Place | None = None) -> Iterator[Found]:

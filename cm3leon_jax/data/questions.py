@@ -25,12 +25,12 @@ from cm3leon_jax.data.annotations import (
     Index,
     find_image,
     home,
-    list_entries,
     open_index,
     read_value,
+    scan_entries,
     start_at,
 )
-from cm3leon_jax.data.coco import checked, group
+from cm3leon_jax.data.coco import group
 from cm3leon_jax.data.records import Found, Place, Record
 
 
@@ -40,17 +40,13 @@ def scan_vqa(files: Sequence[Path], start: Place | None = None) -> Iterator[Foun
         answers = open_index(_answers_of(file), "annotations", "question_id")
         subset = read_value(file, "data_subtype") or _subset(file)
         make = partial(_asked, home(file), answers, subset)
-        for entry in list_entries(file, "questions", place):
-            origin = f"{file.name}:{entry.place.line}"
-            yield Found(origin, partial(checked, make, entry), entry.place)
+        yield from scan_entries(file, "questions", place, make)
 
 
 def scan_vizwiz(files: Sequence[Path], start: Place | None = None) -> Iterator[Found]:
     """The questions of VizWiz, one about each picture."""
     for file, place in start_at(files, start):
-        for entry in list_entries(file, "", place):
-            origin = f"{file.name}:{entry.place.line}"
-            yield Found(origin, partial(checked, partial(_seen, home(file)), entry), entry.place)
+        yield from scan_entries(file, "", place, partial(_seen, home(file)))
 
 
 def scan_science(
@@ -62,14 +58,8 @@ def scan_science(
     text, which explains the answer. The answer is the option in its own words.
     """
     for file, place in start_at(files, start):
-        for entry in list_entries(file, "", place):
-            problem = entry.read()
-            if not isinstance(problem, dict) or (
-                problem.get("split") == split and problem.get("image")
-            ):
-                origin = f"{file.name}:{entry.key}"
-                make = partial(checked, partial(_problem, home(file)), entry)
-                yield Found(origin, make, entry.place)
+        make = partial(_problem, home(file))
+        yield from scan_entries(file, "", place, make, partial(_is_of, split))
 
 
 def most_frequent(answers: Sequence[str]) -> str:
@@ -111,6 +101,11 @@ def _record(
     return Record(id, (image,), question=question, answer=answer, answers=answers, group=where)
 
 
+def _is_of(split: str, entry: Entry) -> bool:
+    problem = entry.read()
+    return problem["split"] == split and bool(problem["image"])
+
+
 def _problem(root: Path, entry: Entry) -> Record:
     problem, id = entry.read(), str(entry.key)
     choices, number = problem["choices"], problem["answer"]
@@ -136,8 +131,9 @@ def _answers_of(questions: Path) -> Path:
     if name == questions.name:
         raise ValueError(f"{questions}: name the file of questions, *_questions.json")
     beside = questions.with_name(name)
-    apart = home(questions) / "annotations" / name
-    return apart if apart.is_file() and not beside.is_file() else beside
+    root = home(questions)
+    places = [root / name, root / "annotations" / name, root / "Annotations" / name]
+    return next((path for path in (beside, *places) if path.is_file()), beside)
 
 
 def _subset(questions: Path) -> str:
