@@ -77,8 +77,8 @@ MADE_FROM = {
     "image_tokenizer": (*SAMPLE, "image_tokenizer."),
     "retriever": (*SAMPLE, "retriever.", "model.text_pieces"),
     "documents": (
-        *(*DATA, "data.held_out", "data.part", "data.row_length", "image_tokenizer."),
-        *("model.specials", "retriever.", "retrieval.query_dropout"),
+        *(*DATA, "data.task", "data.held_out", "data.part", "data.row_length"),
+        *("image_tokenizer.", "model.specials", "retriever.", "retrieval.query_dropout"),
     ),
     "neighbours": (
         *("retrieval.by_text", "retrieval.by_image", "retrieval.candidates"),

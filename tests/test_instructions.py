@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from cm3leon_jax import config
 from cm3leon_jax.cli import main
 from cm3leon_jax.data import structures
 from cm3leon_jax.data.collection import open_example
@@ -18,6 +19,7 @@ from cm3leon_jax.data.instructions import DATASETS, TASKS, describe, find_task
 from cm3leon_jax.data.pictures import fit_boxes, open_picture, to_png, upright_size
 from cm3leon_jax.data.records import Record
 from cm3leon_jax.data.structures import MAPS, add_map
+from cm3leon_jax.stages import open_workdir
 
 PAGE = (Path(__file__).parents[1] / "docs" / "instructions.md").read_text(encoding="utf-8")
 
@@ -148,6 +150,16 @@ def test_help_says_where_the_data_comes_from_and_its_licence(capsys, task):
 
 def commands():
     return [line.split() for line in PAGE.splitlines() if "prepare --check" in line]
+
+
+def test_documents_of_one_task_are_not_taken_for_those_of_another(tmp_path):
+    c = config.replace(config.Experiment(), {"data.task": "edges"})
+    open_workdir(c, tmp_path)
+    other = config.replace(c, {"data.task": "coco_captions"})
+    open_workdir(other, tmp_path)  # nothing is prepared yet
+    (tmp_path / "documents").mkdir()
+    with pytest.raises(ValueError, match=r"made with data.task='coco_captions', now .*'edges'"):
+        open_workdir(c, tmp_path)
 
 
 def test_the_commands_of_the_page_check_templates_too(tmp_path, capsys, monkeypatch):
