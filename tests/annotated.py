@@ -1,10 +1,14 @@
-"""Small datasets of the true schema, written to a folder."""
+"""Small datasets of the true schema, written to a folder, and read."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 
+from cm3leon_jax import config
+from cm3leon_jax.data import sources
 from cm3leon_jax.data.pictures import to_png
+from cm3leon_jax.data.records import Skipped
 
 WIDE = to_png(np.zeros((4, 8, 3), np.uint8))  # 8 pixels wide, 4 high
 LICENSES = [{"id": 1, "name": "Attribution License", "url": "http://l"}]
@@ -53,3 +57,13 @@ def write_coco(folder):
             **{f"train2017/{id:012d}.jpg": WIDE for id in (9, 25, 41)},
         },
     )
+
+
+def read(task, source, part=2, **values):
+    """All records of a dataset, read in small parts as workers do, and what was skipped."""
+    data = config.Data(source=str(source), task=task, part=part, max_bad_fraction=0.999, **values)
+    skipped, records = Skipped(), []
+    for planned in sources.plan(data, 8):
+        again = sources.Part(**json.loads(json.dumps(asdict(planned))))
+        records += sources.read(again, data, 8, skipped)
+    return records, skipped.reasons
