@@ -47,6 +47,7 @@ setup(
             "importlib_resources>=6.5,<8",  # TFDS imports it and does not ask for it
             "google-crc32c>=1.7,<2",  # Beam's TFRecord sink, which seqio_cache_tasks writes with
             "protobuf>=6.33,<7",
+            "scikit-image>=0.26,<0.28",
         ],
         "faiss": ["faiss-cpu>=1.12,<2"],
         "tpu": [f"jax[tpu]{JAX}"],

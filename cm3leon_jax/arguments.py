@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cm3leon_jax import presets
 from cm3leon_jax.sampling.requests import TASKS
@@ -77,6 +78,13 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
         "prepare",
         "Read, check and tokenize a source.",
         "cm3leon prepare --check --data pictures --config tiny_folder --workdir runs/mine",
+    )
+    made.add_argument(
+        "--task",
+        metavar="NAME",
+        action=_Task,
+        help="how records are told, or the public dataset that is read; with --help behind it:"
+        " where a person gets its files, under which licence (docs/instructions.md)",
     )
     made.add_argument("--check", action="store_true", help="only read and list what is bad")
     made.add_argument(
@@ -221,6 +229,18 @@ def _add_sampling(made: argparse.ArgumentParser) -> None:
         help="JSONL, one request a line, or - for standard input; options are their defaults",
     )
     made.add_argument("--out", type=Path, help="PNG file (grid.png); of --requests, a folder")
+
+
+class _Task(argparse.Action):
+    """Keeps the name of a task; the help of its verb then says where its data comes from."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, options: argparse.Namespace, value: Any, *_: Any
+    ) -> None:
+        from cm3leon_jax.data.instructions import describe
+
+        parser.epilog = describe(value)
+        options.task = value
 
 
 def _positive(text: str) -> int:

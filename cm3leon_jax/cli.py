@@ -81,6 +81,8 @@ def _prepare(options: argparse.Namespace) -> None:
     from cm3leon_jax.data.prepare import check_records, prepare
 
     experiment = _experiment(options)
+    if options.task is not None:
+        experiment = replace(experiment, data=replace(experiment.data, task=options.task))
     if options.check:
         check_records(experiment)
         return

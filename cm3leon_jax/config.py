@@ -76,7 +76,7 @@ class Data:
 
     source: str = "scenes"  # scenes | emoji | tfds:NAME | a folder, JSONL, CSV or tar shards
     fields: str = ""  # of a TFDS source: "image=image,text=captions/text"; empty: the shipped map
-    task: str = "plain"  # how records are told, and of which layout a public dataset is
+    task: str = "plain"  # how records are told, or DATASET[:TEMPLATE] of a public dataset's layout
     tasks: tuple[str, ...] = ()  # further ones of this source, which the tokenizers see as well
     mixture: str = ""  # SeqIO task or mixture to train on; empty: the work directory's documents
     allow_licenses: tuple[str, ...] = ()  # keep only these; empty: keep all

@@ -80,8 +80,7 @@ MADE_FROM = {
     "retriever": (*SAMPLE, "retriever.", "model.text_pieces"),
     "documents": (
         *(*DATA, "data.task", "data.held_out", "data.part", "data.row_length"),
-        "image_tokenizer.",
-        *("model.specials", "retriever.", "retrieval.query_dropout"),
+        *("image_tokenizer.", "model.specials", "retriever.", "retrieval.query_dropout"),
     ),
     "neighbours": (
         *("retrieval.by_text", "retrieval.by_image", "retrieval.candidates"),

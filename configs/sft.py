@@ -2,7 +2,10 @@
 tokens of instruction data in batches of 2M at a rate of 5e-5 after 150 steps of warmup; the CM3
 objective on the whole sequence, instructions too. The paper states neither decay nor retrieval:
 here the rate falls to a tenth, documents stand alone. Needs text.model and image_tokenizer/ of the
-pretrained run, copied into the new --workdir.
+pretrained run, copied into the new --workdir. On all tasks of the paper: `train
+--config.data.mixture=mixtures/instruct.gin` (docs/instructions.md). Loss on the answers alone:
+--config.objective.answer_only=true; answers read last, as they are decoded, in half of the
+documents: --config.objective.answer_last=0.5.
 
 Expect: at 7B a COCO CIDEr of 61.6 and 47.6 % on VQA2 (the paper's figures, not reproduced here).
 Cost: 350M 6.7e19, 760M 1.4e20, 7B 1.2e21 FLOPs (6 N D); at 50 % of peak 20 minutes, 40 minutes

@@ -32,7 +32,7 @@ ROWS = (
 DEPTH = {room: depth for depth, row in enumerate(ROWS) for room in row}
 HEAVY = {
     "tensorflow", "tensorflow_datasets", "seqio", "apache_beam", "gin", "torch", "transformers",
-    "t5x", "orbax", "tensorboardX", "sentencepiece", "faiss", "grain", "qwix",
+    "t5x", "orbax", "tensorboardX", "sentencepiece", "faiss", "grain", "qwix", "pyarrow", "skimage",
 }  # fmt: skip
 LEAF = {"numpy", *sys.stdlib_module_names}  # what a room without JAX may import at module level
 GONE = ("jax.experimental.pjit", "with mesh:", "nnx.jit")

@@ -15,6 +15,7 @@ from cm3leon_jax import checkpoint, config
 from cm3leon_jax.data import prepare as room
 from cm3leon_jax.data.prepare import embed, open_encoders, prepare
 from cm3leon_jax.data.shards import Shards
+from cm3leon_jax.data.structures import segmentation
 from cm3leon_jax.mapped import Mapped
 from cm3leon_jax.models.clip import CLIP, embed_pictures, embed_texts
 from cm3leon_jax.models.image_codes import encode_pictures
@@ -214,6 +215,31 @@ def test_one_id_in_two_parts_is_named(tmp_path, workdir, experiment):
     data = replace(experiment.data, source=str(folder))
     with pytest.raises(ValueError, match="1 ids come twice, first 'p1'; give every record"):
         prepare(replace(experiment, data=data), workdir)
+
+
+def test_a_task_adds_its_map_and_answers_travel(tmp_path, networks, experiment):
+    folder = tmp_path / "mine"
+    write_folder(folder, 8)
+    lines = (folder / "a.jsonl").read_text().splitlines()
+    asked = {"question": "what?", "answer": "red", "answers": ["red", "green"]}
+    asked["boxes"] = [["b", [0, 0, 4, 8]], ["thin", [0, 0, 0.5, 8]]]
+    lines[1] = json.dumps(json.loads(lines[1]) | asked)
+    (folder / "a.jsonl").write_text("\n".join(lines) + "\n")
+    workdir = copy_networks(networks, tmp_path / "run")
+    changes = {"data.source": str(folder), "data.task": "segmentation", "retrieval.most": 0}
+    long = {"data.row_length": 128, "model.context": 128}  # the template is spelt in bytes here
+    c = config.replace(experiment, changes | long)
+    prepare(c, workdir)
+    sides = ("train", "held_out")
+    records = {r.id: r for side in sides for r in Shards(workdir / "documents", side)}
+    assert len(records) == 8
+    found = records["p1"]
+    pixels = np.asarray(Image.open(folder / "1.png"))
+    wanted = encode_pictures(
+        open_encoders(c, workdir).image_tokenizer, np.stack([segmentation(pixels), pixels])
+    )
+    np.testing.assert_array_equal(found.images, wanted)
+    assert (found.answers, found.boxes) == (("red", "green"), (("b", (0, 0, 4, 8)),))
 
 
 def test_secrets_are_refused_as_pipeline_options(workdir, experiment):

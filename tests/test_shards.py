@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from cm3leon_jax.data import shards as shards_module
 from cm3leon_jax.data.shards import (
+    FIELDS,
     CodedRecord,
     Shards,
     finish_shards,
@@ -36,7 +37,7 @@ def write_parts(folder: Path, *parts: list[CodedRecord]) -> None:
 
 
 def assert_equal(a: CodedRecord, b: CodedRecord) -> None:
-    for field in ("id", "boxes", "question", "answer", "instruction", "license", "source_url"):
+    for field in (f.name for f in FIELDS):
         assert getattr(a, field) == getattr(b, field), field
     assert a.texts == b.texts
     assert [type(part) for part in a.segments] == [type(part) for part in b.segments]
@@ -60,6 +61,7 @@ corner = st.floats(allow_nan=False)
     boxes=st.lists(st.tuples(st.text(max_size=9), st.tuples(*[corner] * 4)), max_size=3).map(tuple),
     question=optional,
     answer=optional,
+    answers=st.lists(st.text(max_size=9), max_size=3).map(tuple),
     instruction=optional,
     license=st.text(max_size=9),
     source_url=st.text(max_size=9),

@@ -54,6 +54,7 @@ def test_both_forms_of_a_line_give_a_record(folder):
             "boxes": [["cat", [1, 2, 3.5, 4]]],
             "question": "what?",
             "answer": "a cat",
+            "answers": ["a cat", "cat"],
         },
         {
             "segments": [{"image": "cats/1.png"}, {"image": "cats/2.png"}],
@@ -70,7 +71,7 @@ def test_both_forms_of_a_line_give_a_record(folder):
         (("cat", (1, 2, 3.5, 4)),),
         "captions.jsonl:3",
     )
-    assert (two.question, two.answer) == ("what?", "a cat")
+    assert (two.question, two.answer, two.answers) == ("what?", "a cat", ("a cat", "cat"))
     assert three.instruction == "swap the cat"
     assert [record.id for record in read(folder / "captions.jsonl")[0]] == [one.id, "two", three.id]
 

@@ -1,6 +1,7 @@
 """SeqIO declares what is trained on: it and our loader read one declaration and the same rows."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -12,7 +13,7 @@ import pytest
 from conftest import SMALL
 
 import gin
-from cm3leon_jax import checkpoint, config
+from cm3leon_jax import checkpoint, config, recipes
 from cm3leon_jax.data.examples import Examples, Source
 from cm3leon_jax.data.seqio_features import FEATURES, encode_weights, feature_converter
 from cm3leon_jax.data.shards import CodedRecord, write_shards
@@ -235,6 +236,9 @@ def test_rows_too_short_for_a_document_are_refused_not_cut(runs):
         (["scenes", "emoji"], {"cap": 20}, [12 / 32, 20 / 32]),
         (["scenes", "emoji"], {"cap": 27, "temperature": 0.5}, [144 / 873, 729 / 873]),
         ({"inner": 1.0, "emoji": 3.0}, {}, [(3 / 5 + 3) / 4, 2 / 5 / 4]),
+        (["scenes", "emoji"], {"temperature": 1e9, "up": 1.5}, [15 / 35, 20 / 35]),
+        ({"scenes": 1.0, "emoji": 3.0}, {"up": 2.0, "down": 0.7}, [0.5, 0.5]),
+        ({"scenes": 9.0, "emoji": 1.0}, {"down": 0.7}, [0.2, 0.8]),
     ],
 )
 def test_our_loader_reads_the_rates_that_seqio_computes(runs, tmp_path, tasks, rules, expected):
@@ -289,6 +293,24 @@ def test_the_shipped_mixture_reads_through_our_gin(runs, monkeypatch):
     assert resolve("mixtures/pretrain", "runs/mixed") == found  # declaring again replaces
 
 
+def test_the_mixture_of_the_paper_reads_through_our_gin(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = recipes.find("mixtures/instruct.gin", "gin").read_text()
+    paper = {name: int(count) for name, count in re.findall(r"@(\w+)/.*: ([\d_]+),", text)}
+    assert sum(paper.values()) == 11_406_000  # table 5
+    (tmp_path / "runs" / "instruct").mkdir(parents=True)
+    for name in paper:
+        directory = tmp_path / "runs" / "instruct" / name
+        directory.symlink_to(runs / ("emoji" if name == "scienceqa" else "quickstart"))
+    found = {source.name: share for source, share in resolve("mixtures/instruct.gin", "runs/x")}
+    whole = 19 * 30 + 12
+    natural = {name: (12 if name == "scienceqa" else 30) / whole for name in paper}
+    assert sum(found.values()) == pytest.approx(1)
+    assert all(0.3 - 1e-9 <= found[name] / natural[name] <= 3 + 1e-9 for name in paper)
+    assert found["vqa2"] / found["depth"] == pytest.approx(1.3)  # within the bounds, as the paper
+    assert found["scienceqa"] == pytest.approx(0.3 * 12 / whole)
+
+
 def test_gin_takes_rates_and_mixtures_of_mixtures(runs, tmp_path):
     text = f"""{HEAD}
 a/tasks.add_task.name = "a"
@@ -339,6 +361,10 @@ def test_wrong_declarations_say_what_is_known(runs, tmp_path):
         add_mixture("m", {"scenes": 1.0}, cap=3)
     with pytest.raises(ValueError, match="one of them above 0"):
         add_mixture("m", {"scenes": -1.0})
+    with pytest.raises(ValueError, match="use up >= 1 >= down >= 0"):
+        add_mixture("m", ["scenes"], up=0.5)
+    with pytest.raises(ValueError, match="leave out 'emoji'"):
+        add_mixture("m", {"scenes": 1.0, "emoji": 0.0}, up=3.0)
     with pytest.raises(ValueError, match="cap=-1"):
         add_mixture("m", ["scenes"], cap=-1)
     add_mixture("inner", {"scenes": 1.0})

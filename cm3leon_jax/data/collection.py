@@ -3,7 +3,7 @@ the evaluation read. Preparation for the transformer streams instead (`prepare`)
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cm3leon_jax import config
 from cm3leon_jax.data import sources
 from cm3leon_jax.data.instructions import find_task
-from cm3leon_jax.data.pictures import BadPicture, open_picture
+from cm3leon_jax.data.pictures import BadPicture, fit_boxes, open_picture, upright_size
 from cm3leon_jax.data.records import Record, Skipped, is_held_out
 from cm3leon_jax.data.shards import FIELDS, CodedRecord
 from cm3leon_jax.data.templates import TEMPLATES
@@ -110,13 +110,22 @@ def _check_pairs(data: config.Data, found: Collection) -> None:
 
 
 def open_example(record: Record, size: int) -> Example:
-    """The record with its pictures read and checked; raises BadPicture."""
+    """The record with its pictures read and checked, and its boxes in pixels of the square.
+
+    Raises BadPicture.
+    """
     segments = tuple(
         part if isinstance(part, str) else open_picture(part, size) for part in record.segments
     )
     has_text = any(isinstance(part, str) for part in segments)
     if not (has_text or record.question or record.instruction):
         raise BadPicture("no text, question or instruction")
+    if record.boxes:
+        pictures = (part for part in record.segments if not isinstance(part, str))
+        first = next(pictures, None)
+        if first is None:
+            raise BadPicture("boxes without a picture")
+        record = replace(record, boxes=fit_boxes(record.boxes, *upright_size(first), size))
     return Example(record, segments)
 
 

@@ -4,9 +4,11 @@ An entry, from whatever table it is read, has `segments` in any order and number
 
     {"segments": [{"text": "a cat"}, {"image": "cats/1.png"}]}
     {"image": "cats/1.png", "text": "a cat"}                       the text comes first
+    {"image": "cats/1.png", "map": "cats/1.depth.png", "text": "a cat"}     then the map, the image
 
-("caption" is another name for "text".) Optional in both forms: "id", "boxes" ([["cat", [x0, y0, x1,
-y1]], ...] in pixels), "question" with "answer", "instruction", "license", "source_url". An image
+("caption" is another name for "text".) Optional in all forms: "id", "boxes" ([["cat", [x0, y0, x1,
+y1]], ...] in pixels), "question" with "answer" and, where people gave several, "answers",
+"instruction", "license", "source_url". An image
 path is relative to the table's folder and may not leave it. A record without "id" is named after
 its content, so it stays on its side of the held-out split when lines are moved. Entries that show
 the same first picture are one group: they stay together.
@@ -24,8 +26,8 @@ from typing import Any
 from cm3leon_jax.data.records import Found, Place, Record, Segment, check_text
 
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-CONTENT = ("segments", "image", "text", "caption")
-DETAILS = ("boxes", "question", "answer", "instruction", "license", "source_url")
+CONTENT = ("segments", "image", "map", "text", "caption")
+DETAILS = ("boxes", "question", "answer", "answers", "instruction", "license", "source_url")
 FIELDS = ("id", *CONTENT, *DETAILS)
 
 Find = Callable[[str], Segment]
@@ -40,15 +42,20 @@ def to_record(entry: Any, find: Find, origin: str) -> Record:
     boxes = entry.get("boxes", [])
     if not isinstance(boxes, list):
         raise ValueError(f"boxes={boxes!r} is not a list: give [[label, [x0, y0, x1, y1]], ...]")
+    answers = entry.get("answers", [])
+    if not isinstance(answers, list):
+        raise ValueError(f'answers={answers!r} is not a list: give ["...", ...]')
     parts = _list_parts(entry)
     segments = tuple(_to_segment(part, find) for part in parts)
-    pictures = [PurePosixPath(part["image"]).as_posix() for part in parts if "image" in part]
+    shown = [part["image"] for part in parts if "image" in part]
+    pictures = [PurePosixPath(name).as_posix() for name in (shown[1:] if "map" in entry else shown)]
     return Record(
         id=entry["id"] if "id" in entry else _name_content(entry),
         segments=segments,
         boxes=tuple((b[0], tuple(b[1])) if _is_pair(b) else b for b in boxes),
         question=entry.get("question"),
         answer=entry.get("answer"),
+        answers=tuple(answers),
         instruction=entry.get("instruction"),
         license=entry.get("license", ""),
         source_url=entry.get("source_url", ""),
@@ -141,7 +148,7 @@ def _read_pair(folder: Path, name: str, picture: Path, caption: Path | None) -> 
 
 def _list_parts(entry: Mapping[str, Any]) -> list[Any]:
     """The segments as [{"text": ...} | {"image": ...}, ...]; a short form is spelt out."""
-    short = [name for name in ("text", "caption", "image") if name in entry]
+    short = [name for name in ("text", "caption", "map", "image") if name in entry]
     if "segments" in entry:
         if short:
             raise ValueError(f"segments and {short[0]} exclude one another: give one of them")
@@ -154,9 +161,12 @@ def _list_parts(entry: Mapping[str, Any]) -> list[Any]:
         raise ValueError("text and caption are one field: give one of them")
     if not short:
         raise ValueError("no content: give segments, or image and text")
-    if short == ["image"] and not {"question", "instruction"} & entry.keys():
+    if "map" in short and "image" not in short:
+        raise ValueError("a map without its image: give both")
+    if not {"text", "caption"} & {*short} and not {"question", "instruction"} & entry.keys():
         raise ValueError("no caption: give text")
-    return [{"image" if name == "image" else "text": entry[name]} for name in short]
+    kinds = {"text": "text", "caption": "text", "map": "image", "image": "image"}
+    return [{kinds[name]: entry[name]} for name in short]
 
 
 def _to_segment(part: Any, find: Find) -> Segment:

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from cm3leon_jax.data.records import Box
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 64_000_000
+LEAST = 0.25  # share of a box inside the square, below which it is left out
 
 Picture = Path | bytes | np.ndarray
 """A file, a file's contents, or pixels (uint8 [Y, X, 3])."""
@@ -44,6 +47,34 @@ def open_picture(source: Picture, size: int, max_pixels: int = MAX_PIXELS) -> np
         if frames > 1:
             raise BadPicture(f"animated or with several pages ({frames} frames)")
         return _fit(_to_rgb(ImageOps.exif_transpose(image)), size)
+
+
+def upright_size(source: Picture) -> tuple[int, int]:
+    """Width and height of a picture as it is looked at, from its header. Raises BadPicture."""
+    if isinstance(source, np.ndarray):
+        return source.shape[1], source.shape[0]
+    with _reading(), _open(source) as stream, Image.open(stream, formats=FORMATS) as image:
+        width, height = image.size
+        is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return (height, width) if is_turned else (width, height)
+
+
+def fit_boxes(boxes: Sequence[Box], width: int, height: int, size: int) -> tuple[Box, ...]:
+    """Boxes in pixels of a picture of `width` x `height`, in pixels of its `open_picture` square.
+
+    They are cut at the edges of the square. Left out are those of which less than LEAST of the
+    area is inside, and those that are then less than a pixel wide or high.
+    """
+    (across, left), (down, top) = (_place(s, min(width, height), size) for s in (width, height))
+    found = []
+    for label, (x0, y0, x1, y1) in boxes:
+        xs = [x * across / width - left for x in (x0, x1)]
+        ys = [y * down / height - top for y in (y0, y1)]
+        whole = (xs[1] - xs[0]) * (ys[1] - ys[0])
+        (a, b), (c, d) = ([min(max(v, 0.0), float(size)) for v in vs] for vs in (xs, ys))
+        if b - a >= 1 and d - c >= 1 and (b - a) * (d - c) >= LEAST * whole:
+            found.append((label, (a, c, b, d)))
+    return tuple(found)
 
 
 def grid(images: Sequence[np.ndarray], columns: int, gap: int = 2) -> np.ndarray:
@@ -119,12 +150,16 @@ def _fit(image: Image.Image, size: int) -> np.ndarray:
 
     Only that square is computed: a picture of 1 x 10,000,000 pixels costs no memory.
     """
-    scale = size / min(image.size)
     box = []
     for side in image.size:
-        resized = max(size, round(side * scale))
-        start = (resized - size) // 2
+        resized, start = _place(side, min(image.size), size)
         box.append((start * side / resized, (start + size) * side / resized))
     (left, right), (top, bottom) = box
     square = image.resize((size, size), Image.Resampling.LANCZOS, (left, top, right, bottom))
     return np.array(square)
+
+
+def _place(side: int, short: int, size: int) -> tuple[int, int]:
+    """The length of a resized side of a picture, and where on it the square starts."""
+    resized = max(size, round(side * (size / short)))
+    return resized, (resized - size) // 2

@@ -38,10 +38,10 @@ from cm3leon_jax.data.networks import (
     open_text,
     require_result,
 )
-from cm3leon_jax.data.pictures import BadPicture
-from cm3leon_jax.data.records import Skipped, fail, is_held_out
+from cm3leon_jax.data.records import Record, Skipped, fail, is_held_out
 from cm3leon_jax.data.shards import CodedRecord, Shards, finish_shards, write_part
-from cm3leon_jax.data.templates import TEMPLATES
+from cm3leon_jax.data.structures import add_map
+from cm3leon_jax.data.templates import TEMPLATES, Parts
 from cm3leon_jax.mapped import Mapped, finish_mapped, part_path, write_mapped_part
 from cm3leon_jax.models.clip import (
     CLIP,
@@ -125,7 +125,9 @@ def _import_beam() -> tuple[Any, Any]:
 
 
 def check_records(experiment: config.Experiment) -> None:
-    """Reads every record and opens its pictures, prints what is bad, counts and licences.
+    """Reads every record, opens its pictures and tells it, prints what is bad, counts and licences.
+
+    How long documents are is not known before there is a text tokenizer.
 
     Raises ValueError when more than `data.max_bad_fraction` are bad.
     """
@@ -136,8 +138,8 @@ def check_records(experiment: config.Experiment) -> None:
         listed = len(skipped.reasons)
         for record in sources.read(part, tolerant, size, skipped):
             try:
-                open_example(record, size)
-            except BadPicture as error:
+                open_ways(experiment, record)
+            except ValueError as error:
                 skipped.add(record.origin or record.id, str(error))
             else:
                 kept[SIDES[is_held_out(record.group, data.held_out)]] += 1
@@ -214,12 +216,9 @@ def open_examples(
 ) -> Iterator[Example]:
     """The records of a part with their pictures; those that cannot be used go to `skipped`."""
     c, size = experiment, experiment.image_tokenizer.size
-    template = TEMPLATES[find_task(c.data.task).template]
-    unknown = np.zeros(c.model.image_tokens, np.int32)
     for record in sources.read(part, c.data, size, skipped):
         try:
-            example = open_example(record, size)
-            ways = template(example.coded(repeat(unknown)))
+            example, ways = open_ways(c, record)
             documents = (tell(way, text).document for way in ways)
             places = max(count_places(document.segments) for document in documents)
             if places > c.data.row_length:
@@ -229,6 +228,18 @@ def open_examples(
             skipped.check_early(c.data.max_bad_fraction)
         else:
             yield example
+
+
+def open_ways(c: config.Experiment, record: Record) -> tuple[Example, list[Parts]]:
+    """A record with its pictures and its map, where the task makes one, and the ways to tell it.
+
+    The codes in them are not those of the pictures. Raises ValueError for a record that cannot be
+    used.
+    """
+    template = find_task(c.data.task).template
+    example = add_map(open_example(record, c.image_tokenizer.size), template)
+    unknown = np.zeros(c.model.image_tokens, np.int32)
+    return example, TEMPLATES[template](example.coded(repeat(unknown)))
 
 
 def encode(tokenizer: VQGAN, examples: Sequence[Example]) -> list[CodedRecord]:

@@ -8,7 +8,7 @@ import hashlib
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -27,7 +27,8 @@ class Record:
     """One source document, before any tokenizer has seen it.
 
     `segments` are in reading order. An edit is (image before, image after) with the `instruction`;
-    a question about an image carries `question` and `answer`; `boxes` belong to the first image.
+    a question about an image carries `question` and `answer`, and in `answers` all that people gave
+    where there are several; `boxes` belong to the first image.
     `origin` says where the record was read ("captions.jsonl:17") and serves messages only.
     """
 
@@ -36,6 +37,7 @@ class Record:
     boxes: tuple[Box, ...] = ()
     question: str | None = None
     answer: str | None = None
+    answers: tuple[str, ...] = ()
     instruction: str | None = None
     license: str = ""
     source_url: str = ""
@@ -57,6 +59,10 @@ class Record:
                 check_text(name, getattr(self, name))
         if (self.question is None) != (self.answer is None):
             raise ValueError("question and answer come together: give both or neither")
+        for i, answer in enumerate(self.answers):
+            check_text(f"answers[{i}]", answer)
+        if self.answers and self.answer is None:
+            raise ValueError("answers without an answer: give the one to train on too")
         for name in ("license", "source_url", "origin"):
             if getattr(self, name) != "":
                 check_text(name, getattr(self, name))
@@ -80,6 +86,10 @@ class Found(NamedTuple):
     origin: str  # for messages: "captions.jsonl:17"
     make: Callable[[], Record]
     place: Place = Place("")
+
+
+Scan = Callable[[Sequence[Path], Place | None], Iterator[Found]]
+"""Reads files one after the other, from a place on."""
 
 
 def fail(reason: str) -> NoReturn:

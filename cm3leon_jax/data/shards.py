@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from cm3leon_jax.mapped import part_path
 
-VERSION = 2
+VERSION = 2  # a new field with a default needs no other: records without it stay readable
 HEADER = struct.Struct("<BBI")  # version, bytes of one code, bytes of the JSON that follows
 SUFFIX = ".array_record"
 OPENED = 64  # parts kept open at once: each takes a file handle
@@ -43,6 +43,7 @@ class CodedRecord:
     boxes: tuple[Box, ...] = ()
     question: str | None = None
     answer: str | None = None
+    answers: tuple[str, ...] = ()
     instruction: str | None = None
     license: str = ""
     source_url: str = ""
@@ -102,7 +103,9 @@ def from_bytes(data: bytes) -> CodedRecord:
         images = iter(np.split(codes, list(itertools.accumulate(lengths))))
         segments = tuple(p if isinstance(p, str) else next(images) for p in content["segments"])
         boxes = tuple((label, tuple(corners)) for label, corners in content.get("boxes", ()))
-        return CodedRecord(**{**content, "segments": segments, "boxes": boxes})
+        answers = tuple(content.get("answers", ()))
+        told = {"segments": segments, "boxes": boxes, "answers": answers}
+        return CodedRecord(**(content | told))
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise ValueError(f"a damaged record ({error}): prepare the data again") from None
 

@@ -5,22 +5,22 @@
     a folder               with *.jsonl or *.csv tables (`tables`), *.tar shards (`archives`), or
                            pictures x.png beside captions x.txt (`folders`)
     a file, 'shards-*.tar' one table, one shard, or the shards that match
+    the folder or annotation file of a public dataset, where `data.task` is one (`instructions`)
 
 A part is read by itself, in memory that does not grow with the source; all parts together are the
 source, however large the parts are.
 """
 
 import glob
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 from cm3leon_jax import config
 from cm3leon_jax.data import archives, datasets, emoji, folders, scene_records, scenes, tables
-from cm3leon_jax.data.records import Found, Place, Record, Skipped
-
-Scan = Callable[[Sequence[Path], Place | None], Iterator[Found]]
+from cm3leon_jax.data.instructions import describe, find_task, list_files
+from cm3leon_jax.data.records import Found, Place, Record, Scan, Skipped
 
 SCANS: dict[str, Scan] = {
     "jsonl": tables.scan_jsonl,
@@ -38,7 +38,7 @@ class Part:
     """
 
     number: int
-    kind: str  # scenes | emoji | tfds | jsonl | csv | tar | pairs
+    kind: str  # scenes | emoji | tfds | jsonl | csv | tar | pairs | a dataset's name
     start: int  # of tfds: examples, which may be several records each
     stop: int
     path: str = ""  # where the first one is: a file or folder,
@@ -55,6 +55,10 @@ def plan(data: config.Data, size: int) -> list[Part]:
     Raises FileNotFoundError or ValueError when there is no such source, or it holds no records.
     """
     most = data.count or None
+    dataset = find_task(data.task).scan and data.task
+    if dataset and (data.source in ("scenes", "emoji") or data.source.startswith("tfds:")):
+        rule = f"give the folder that it was downloaded to; {describe(dataset)}"
+        raise ValueError(f"data.source={data.source!r}, data.task={dataset!r}: {rule}")
     if data.source == "scenes":
         there_are = scene_records.count(data.task, _find_grid(size))
         if data.count > there_are:
@@ -68,14 +72,16 @@ def plan(data: config.Data, size: int) -> list[Part]:
         there_are = datasets.count_examples(data.source, data.fields)
         return _cut("tfds", min(most or there_are, there_are), data.part)
 
-    kind, files = _list_files(data.source)
+    kind, scan, files = _find_scan(data)
     count, places = 0, []
-    for count, found in enumerate(islice(SCANS[kind](files, None), most), start=1):
+    for count, found in enumerate(islice(scan(files, None), most), start=1):
         if (count - 1) % data.part == 0:
             places.append(found.place)
     if not count:
         raise ValueError(
-            f"{data.source} holds no records: give *.jsonl or *.csv files, *.tar shards, "
+            f"{data.source} holds no records: {describe(dataset)}"
+            if dataset
+            else f"{data.source} holds no records: give *.jsonl or *.csv files, *.tar shards, "
             "or pictures x.png with x.txt"
         )
     parts = zip(_cut(kind, count, data.part), places, strict=True)
@@ -145,21 +151,21 @@ def _scan(part: Part, data: config.Data, size: int) -> Iterator[Found]:
         case "tfds":
             yield from datasets.scan_examples(data.source, data.fields, part.start, part.stop)
         case _:
-            yield from _scan_files(part, data.source)
+            yield from _scan_files(part, data)
 
 
-def _scan_files(part: Part, source: str) -> Iterator[Found]:
-    kind, files = _list_files(source)
+def _scan_files(part: Part, data: config.Data) -> Iterator[Found]:
+    kind, scan, files = _find_scan(data)
     missing = part.stop - part.start
     if kind == part.kind:
         place = Place(part.path, part.offset, part.line)
-        for found in islice(SCANS[kind](files, place), missing):
+        for found in islice(scan(files, place), missing):
             missing -= 1
             yield found
     if missing:
         raise ValueError(
-            f"{source}: {missing} records of part {part.number} are gone since it was planned: "
-            "prepare again in a new work directory"
+            f"{data.source}: {missing} records of part {part.number} are gone since it was planned:"
+            " prepare again in a new work directory"
         )
 
 
@@ -177,6 +183,14 @@ def _find_grid(size: int) -> int:
 def _cut(kind: str, count: int, length: int) -> list[Part]:
     starts = range(0, count, length)
     return [Part(n, kind, start, min(start + length, count)) for n, start in enumerate(starts)]
+
+
+def _find_scan(data: config.Data) -> tuple[str, Scan, list[Path]]:
+    """How the files of a source are read: the kind of its parts, its scan, and its files."""
+    if scan := find_task(data.task).scan:
+        return data.task, scan, list_files(data.task, data.source)
+    kind, files = _list_files(data.source)
+    return kind, SCANS[kind], files
 
 
 def _list_files(source: str) -> tuple[str, list[Path]]:

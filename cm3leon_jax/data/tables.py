@@ -14,7 +14,7 @@ from cm3leon_jax.data.folders import FIELDS, Find, check_known, find_picture, to
 from cm3leon_jax.data.records import Found, Place, Record, fail
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-COLUMNS = tuple(name for name in FIELDS if name not in ("segments", "boxes"))
+COLUMNS = tuple(name for name in FIELDS if name not in ("segments", "boxes", "answers"))
 
 
 def scan_jsonl(tables: Sequence[Path], start: Place | None = None) -> Iterator[Found]:

@@ -12,10 +12,13 @@ import importlib
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cm3leon_jax import recipes
 from cm3leon_jax.data.examples import Source
@@ -55,12 +58,16 @@ def add_mixture(
     tasks: Mapping[str, float] | Sequence[str],
     cap: int = 0,
     temperature: float = 1.0,
+    up: float = math.inf,
+    down: float = 0.0,
 ) -> str:
     """Registers a blend of tasks and mixtures as a `seqio.Mixture`; returns the name.
 
     A mapping gives every part its rate. A list of tasks takes them in proportion to min(documents
-    to train on, `cap`) ** (1 / temperature); a `cap` of 0 is none. A mixture of that name that was
-    there before is replaced.
+    to train on, `cap`) ** (1 / temperature); a `cap` of 0 is none. A task is then seen at most `up`
+    and at least `down` times as often as its share of all documents would have it: how we read the
+    paper, which balances with 3 and 0.3 (appendix E) and does not say more. A mixture of that name
+    that was there before is replaced.
     """
     seqio = import_seqio()
     known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
@@ -82,16 +89,49 @@ def add_mixture(
         if cap < 0 or temperature <= 0:
             rule = "use cap >= 0 and temperature > 0"
             raise ValueError(f"mixture {name!r}: cap={cap}, temperature={temperature}: {rule}")
-        if inner := [task for task in tasks if task not in seqio.TaskRegistry.names()]:
-            rule = "only tasks are counted; give rates, {name: rate}"
-            raise ValueError(f"mixture {name!r}: {inner[0]!r} is a mixture: {rule}")
+        _check_counted(name, tasks)
         of_documents = partial(
             seqio.mixing_rate_num_examples, maximum=cap or None, temperature=temperature
         )
         rates.update(dict.fromkeys(tasks, of_documents))
+    if up != math.inf or down:
+        if not 0 <= down <= 1 <= up:
+            raise ValueError(f"mixture {name!r}: up={up}, down={down}: use up >= 1 >= down >= 0")
+        _check_counted(name, tasks)
+        if none := [task for task, rate in rates.items() if not rate]:
+            raise ValueError(f"mixture {name!r}: up={up}, down={down}: leave out {none[0]!r}: 0")
+        found = [seqio.TaskRegistry.get(task) for task in rates]
+        wanted = [rate(t) if callable(rate) else rate for t, rate in zip(found, rates.values())]
+        counts = [task.num_input_examples("train") for task in found]
+        rates = dict(zip(rates, bounded(wanted, counts, up, down).tolist()))
     seqio.MixtureRegistry.remove(name)
     seqio.MixtureRegistry.add(name, list(rates.items()))
     return name
+
+
+def bounded(
+    rates: Sequence[float], counts: Sequence[int], up: float, down: float
+) -> NDArray[np.float64]:
+    """Shares [N] that add up to 1: in proportion to the rates, but each within `down` and `up`
+    times the share of its count. `down` <= 1 <= `up`."""
+    wanted = np.array(rates, np.float64) / sum(rates)
+    natural = np.array(counts, np.float64) / sum(counts)
+    lowest, highest = down * natural, np.minimum(up * natural, 1)
+    low, high = 0.0, 1 / wanted[wanted > 0].min()  # scales; with the upper one the sum is enough
+    for _ in range(100):
+        middle = (low + high) / 2
+        is_less = np.clip(wanted * middle, lowest, highest).sum() < 1
+        low, high = (middle, high) if is_less else (low, middle)
+    shares = np.clip(wanted * high, lowest, highest)
+    return shares / shares.sum()
+
+
+def _check_counted(name: str, tasks: Iterable[str]) -> None:
+    """Mixtures have no documents of their own."""
+    known = import_seqio().TaskRegistry.names()
+    if inner := [task for task in tasks if task not in known]:
+        rule = "only tasks are counted; give rates, {name: rate}"
+        raise ValueError(f"mixture {name!r}: {inner[0]!r} is a mixture: {rule}")
 
 
 def resolve(mixture: str, workdir: str | Path, split: str = "train") -> list[tuple[Source, float]]:
