@@ -21,7 +21,9 @@ import numpy as np
 
 GOLDEN = Path(__file__).parent / "golden"
 SHAPES = ((32, 40), (299, 299), (310, 256))  # Y X of pictures that are resized
-WORDS = "a an the two zero dog dont don't cat, 1,000 3.5 red-ish yes. it's U.S. (blue) o'clock".split()
+WORDS = (
+    "a an the two zero dog dont don't cat, 1,000 3.5 red-ish yes. it's U.S. (blue) o'clock".split()
+)
 CAPTIONS = (
     "A man riding a wave on top of a surfboard.",
     "Two dogs, one black and one white; they're playing!",
@@ -75,7 +77,9 @@ def make_answers(count: int = 60) -> list[tuple[str, list[str]]]:
     made = []
     for i in range(count):
         pool = [phrase() for _ in range(1 if i % 3 == 0 else 3)]
-        made.append((str(rng.choice([*pool, phrase()])), [str(rng.choice(pool)) for _ in range(10)]))
+        made.append(
+            (str(rng.choice([*pool, phrase()])), [str(rng.choice(pool)) for _ in range(10)])
+        )
     return made
 
 
@@ -87,7 +91,9 @@ def golden_fid() -> dict[str, np.ndarray]:
     import torch
     from torch.nn.functional import interpolate
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+    from torch_fidelity.interpolate_compat_tensorflow import (
+        interpolate_bilinear_2d_like_tensorflow1x,
+    )
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
     from torch_fidelity.metric_kid import kid_features_to_metric
 
@@ -100,7 +106,9 @@ def golden_fid() -> dict[str, np.ndarray]:
         network = FeatureExtractorInceptionV3(
             "random", ["2048"], f"{folder}/weights.pth", "float64"
         )
-    pictures = {shape: torch.tensor(make_pictures(*shape).transpose(0, 3, 1, 2)) for shape in SHAPES}
+    pictures = {
+        shape: torch.tensor(make_pictures(*shape).transpose(0, 3, 1, 2)) for shape in SHAPES
+    }
     (found,) = network(pictures[SHAPES[0]])
     golden = {"features": found.numpy()}
     for number, (shape, pixels) in enumerate(pictures.items()):
@@ -116,7 +124,9 @@ def golden_fid() -> dict[str, np.ndarray]:
             golden[f"{name}_{number}"] = resized[0, :, ::37, ::23].numpy().transpose(1, 2, 0)
     one, other = torch.tensor(make_features(0)), torch.tensor(make_features(1))
     statistics = [fid_features_to_statistics(each.double()) for each in (one, other)]
-    golden["fid"] = np.array(fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"])
+    golden["fid"] = np.array(
+        fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
+    )
     kid = kid_features_to_metric(
         one.double(), other.double(), kid_subsets=10, kid_subset_size=20, rng_seed=2020,
         kid_kernel="poly", kid_kernel_poly_degree=3, kid_kernel_poly_gamma=None,

@@ -79,7 +79,10 @@ def test_weights_are_read_from_both_kinds_of_file_and_checked(kind, state, tmp_p
     import torch
     from safetensors.numpy import save_file
 
-    few, path = {n: x for n, x in state.items() if n.startswith("Conv2d_1a")}, tmp_path / f"x.{kind}"
+    few, path = (
+        {n: x for n, x in state.items() if n.startswith("Conv2d_1a")},
+        tmp_path / f"x.{kind}",
+    )
     if kind == "pth":
         torch.save({name: torch.tensor(array) for name, array in few.items()}, path)
     else:

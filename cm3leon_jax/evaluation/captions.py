@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from cm3leon_jax.fields import require
 
+TOKENIZER = "Penn Treebank, without Java, 1"  # raise the number when its tokens change
 ABBREVIATIONS = "mr mrs ms dr st mt jr sr prof vs etc ave blvd".split()
 BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 PUNCTUATION = frozenset(".?!,:;-'`\"\u2018\u2019\u201c\u201d\u2013\u2014\u2026")

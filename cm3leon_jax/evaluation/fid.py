@@ -128,6 +128,8 @@ def load_statistics(path: Path) -> tuple[Statistics, dict[str, Any]]:
         with np.load(path, allow_pickle=False) as content:
             arrays = {name: content[name] for name in ("count", "mean", "scatter", "about")}
     except (KeyError, ValueError, EOFError) as error:
-        raise ValueError(f"reference={str(path)!r}: use statistics that cm3leon wrote: {error}") from None
+        raise ValueError(
+            f"reference={str(path)!r}: use statistics that cm3leon wrote: {error}"
+        ) from None
     found = Statistics(int(arrays["count"]), arrays["mean"], arrays["scatter"])
     return found, json.loads(str(arrays["about"]))
