@@ -21,9 +21,7 @@ import numpy as np
 
 GOLDEN = Path(__file__).parent / "golden"
 SHAPES = ((32, 40), (299, 299), (310, 256))  # Y X of pictures that are resized
-WORDS = (
-    "a an the two zero dog dont don't cat, 1,000 3.5 red-ish yes. it's U.S. (blue) o'clock".split()
-)
+WORDS = "a an the two zero dog dont don't cat, 1,000 3.5 red-ish yes. it's U.S. (blue) o'clock"
 CAPTIONS = (
     "A man riding a wave on top of a surfboard.",
     "Two dogs, one black and one white; they're playing!",
@@ -72,7 +70,7 @@ def make_answers(count: int = 60) -> list[tuple[str, list[str]]]:
     rng = np.random.default_rng(0)
 
     def phrase() -> str:
-        return " ".join(rng.choice(WORDS, rng.integers(1, 4)))
+        return " ".join(rng.choice(WORDS.split(), rng.integers(1, 4)))
 
     made = []
     for i in range(count):
@@ -111,7 +109,7 @@ def golden_fid() -> dict[str, np.ndarray]:
     }
     (found,) = network(pictures[SHAPES[0]])
     golden = {"features": found.numpy()}
-    for number, (shape, pixels) in enumerate(pictures.items()):
+    for number, (_shape, pixels) in enumerate(pictures.items()):
         both = {
             "tensorflow": interpolate_bilinear_2d_like_tensorflow1x(
                 pixels.float(), size=(299, 299), align_corners=False

@@ -76,16 +76,17 @@ def test_statistics_come_back_from_their_file_and_nothing_else_does(tmp_path):
 
 @pytest.mark.parametrize("kind", ["safetensors", "pth"])
 def test_weights_are_read_from_both_kinds_of_file_and_checked(kind, state, tmp_path):
-    import torch
-    from safetensors.numpy import save_file
-
     few, path = (
         {n: x for n, x in state.items() if n.startswith("Conv2d_1a")},
         tmp_path / f"x.{kind}",
     )
     if kind == "pth":
+        import torch
+
         torch.save({name: torch.tensor(array) for name, array in few.items()}, path)
     else:
+        from safetensors.numpy import save_file
+
         save_file(few, path)
     with pytest.raises(ValueError, match=r"Conv2d_2a_3x3.conv.weight=None: use the public file"):
         read_inception(path)  # the first one was there

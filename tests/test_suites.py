@@ -186,14 +186,14 @@ def test_results_of_other_protocols_are_not_compared(generator, settings, tmp_pa
     fewer = replace(settings, count=3, out=tmp_path / "fewer")
     with pytest.raises(ValueError, match=r"dataset_hash='.*': .*results.json has"):
         evaluate_suites(generator, ["captions"], fewer, against=path)
-    with pytest.raises(ValueError, match="count=3: .*settings.json has 512"):
+    with pytest.raises(ValueError, match=r"count=3: .*settings.json has 512"):
         evaluate_suites(generator, ["captions"], replace(settings, count=3))
     (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(ValueError, match="against=.*use a results.json"):
+    with pytest.raises(ValueError, match=r"against=.*use a results.json"):
         evaluate_suites(generator, ["captions"], settings, against=tmp_path / "x.json")
 
 
 def test_too_many_bad_records_stop_an_evaluation(generator, settings):
     strict = replace(settings, data=config.Data(source=settings.data.source))
-    with pytest.raises(ValueError, match="records are bad"):
+    with pytest.raises(ValueError, match=r"records are bad"):
         evaluate_suites(generator, ["captions"], strict)

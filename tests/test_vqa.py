@@ -37,7 +37,7 @@ def test_the_published_rule_holds_three_people_make_an_answer_right():
 
 
 def test_a_single_opinion_is_no_vqa_accuracy():
-    with pytest.raises(ValueError, match="answers=.*2 people or more"):
+    with pytest.raises(ValueError, match=r"answers=.*2 people or more"):
         vqa_accuracy("blue", ["blue"])
     assert exact_accuracy("Two.", ["2"]) == 1
     assert exact_accuracy("three", ["2"]) == 0
@@ -75,5 +75,5 @@ def test_visdial_ranks_give_the_gain_computed_by_hand():
         "recall_5": 1.0,
         "recall_10": 1.0,
     }
-    with pytest.raises(ValueError, match="relevance=0.0"):
+    with pytest.raises(ValueError, match=r"relevance=0.0"):
         ndcg(scores, 0 * relevance)

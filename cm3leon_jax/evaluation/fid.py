@@ -90,7 +90,7 @@ def kernel_distance(
     """
     least = min(len(one), len(other))
     require(2 <= size <= least, "size", size, f"use 2 to {least}, so many pictures there are")
-    rng = np.random.RandomState(seed)  # noqa: NPY002  the generator that gives the same subsets
+    rng = np.random.RandomState(seed)
     found = []
     for _ in range(subsets):
         rows = one[rng.choice(len(one), size, replace=False)].astype(np.float64)

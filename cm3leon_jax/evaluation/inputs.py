@@ -3,8 +3,8 @@
     FOLDER/items.json     the items, in the order of the draw, and what was bad
     FOLDER/pictures/      their pictures as the model sees them, each named by its pixels
 
-Items are drawn by a hash of seed and id, so that neither the order of a source nor its division into
-files changes the draw. Pictures stream: no more than one is in memory.
+Items are drawn by a hash of seed and id, so that neither the order of a source nor its division
+into files changes the draw. Pictures stream: no more than one is in memory.
 """
 
 import hashlib
@@ -80,12 +80,13 @@ def draw_inputs(
         _draw(folder, source, count, seed, size, max_bad_fraction)
     wait_for([path])
     content = json.loads(path.read_text("utf-8"))
-    items = [
-        Item(**{name: tuple(v) if isinstance(v, list) else v for name, v in each.items()})
-        for each in content["items"]
-    ]
+    items = [Item(**_to_tuples(each)) for each in content["items"]]
     digest = hashlib.sha256(json.dumps(content["items"]).encode()).hexdigest()[:16]
     return Inputs(items, folder / "pictures", size, content["bad"], digest)
+
+
+def _to_tuples(content: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
 
 
 def _draw(

@@ -1,7 +1,7 @@
 """Work in parts: each part is one file, made once, by any of several processes.
 
-A part appears whole or not at all, and does not depend on the others. So a killed evaluation goes on
-with the same command and gives the same, and processes that share a folder share the work.
+A part appears whole or not at all, and does not depend on the others. So a killed evaluation goes
+on with the same command and gives the same, and processes that share a folder share the work.
 """
 
 import json

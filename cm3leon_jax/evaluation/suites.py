@@ -7,7 +7,7 @@ goes on after a kill, and several processes share it; the first of them scores.
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,8 +75,12 @@ def coco_fid(generator: Generator, settings: Settings) -> Result | None:
     drawn = settings.out / "drawn"
 
     def draw(rows: range) -> list[str]:
-        options = {"documents": settings.documents, "candidates": settings.candidates}
-        images = generator.images([prompts[i] for i in rows], seed=settings.seed, **options)
+        images = generator.images(
+            [prompts[i] for i in rows],
+            documents=settings.documents,
+            candidates=settings.candidates,
+            seed=settings.seed,
+        )
         for i, image in zip(rows, images):
             write_bytes(drawn / f"{i:06}.png", to_png(np.asarray(image)))
         return [f"{i:06}.png" for i in rows]
@@ -85,7 +89,8 @@ def coco_fid(generator: Generator, settings: Settings) -> Result | None:
     names = read_lists(in_parts(settings.out / "drawing", len(prompts), draw))
     paths = [drawn / name for name in names]
     own = [found.folder / item.picture for item in found.items]
-    scores, measure = {}, {}
+    scores: dict[str, Any] = {}
+    measure: dict[str, Any] = {}
     if encoders is not None:
         scores, measure = text_scores(encoders, paths, prompts, found.size, settings.out)
     if settings.network is not None:
@@ -106,9 +111,13 @@ def captions(generator: Generator, settings: Settings) -> Result | None:
     found = _captioned(generator, settings)
 
     def write(rows: range) -> list[str]:
-        options = {"style": settings.style, "documents": settings.documents}
         return _as_list(
-            generator.caption(list(found.pictures(rows)), seed=settings.seed, **options)  # type: ignore[arg-type]
+            generator.caption(
+                list(found.pictures(rows)),
+                style=settings.style,
+                documents=settings.documents,
+                seed=settings.seed,
+            )
         )
 
     said = read_lists(in_parts(settings.out / "captions", len(found.items), write))
@@ -130,8 +139,10 @@ def vqa(generator: Generator, settings: Settings) -> Result | None:
 
     def write(rows: range) -> list[str]:
         asked = [_ask(items[i]) for i in rows]
-        options = {"explain": settings.explain, "seed": settings.seed}
-        return _as_list(generator.answer(list(found.pictures(rows)), asked, **options))  # type: ignore[arg-type]
+        pictures = list(found.pictures(rows))
+        return _as_list(
+            generator.answer(pictures, asked, explain=settings.explain, seed=settings.seed)
+        )
 
     said = read_lists(in_parts(settings.out / "answers", len(items), write))
     if not processes.is_first():
@@ -164,14 +175,9 @@ def scenes(generator: Generator, settings: Settings) -> Result | None:
     source = generator.experiment.data.source
     require(source == "scenes", "data.source", source, "use a bundle trained on scenes")
     collection = collect(generator.experiment.data, generator.experiment.image_tokenizer.size)
-    side = {"held_out": "held_out", "all": "train"}[settings.split]
+    side: Literal["held_out", "train"] = "held_out" if settings.split == "held_out" else "train"
     found = run.evaluate(
-        generator,
-        collection,
-        side,
-        settings.count,
-        settings.seed,
-        settings.documents,  # type: ignore[arg-type]
+        generator, collection, side, settings.count, settings.seed, settings.documents
     )
     protocol = {
         "suite": "scenes",

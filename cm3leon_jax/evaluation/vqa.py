@@ -1,9 +1,9 @@
 """Scores of answers: VQA accuracy, multiple choice, and the ranking of VisDial.
 
 VQA accuracy is that of the official script for VQA 2, OK-VQA and VizWiz (arXiv 1505.00468): an
-answer that 3 of 9 people gave is right, and the mean is taken over all ways to leave one of the ten
-out. Its normalisation is followed to the letter, with what looks like slips of the pen: `somebody'd`
-loses its apostrophe, and commas go without a space as soon as a number like 1,000 is near.
+answer that 3 of 9 people gave is right, and the mean is taken over all ways to leave one of ten
+out. Its normalisation is followed to the letter, with what looks like slips of the pen:
+`somebody'd` loses its apostrophe, and near a number like 1,000 no mark becomes a space.
 """
 
 import re
@@ -14,26 +14,27 @@ from numpy.typing import NDArray
 
 from cm3leon_jax.fields import require
 
-NUMBERS = "zero one two three four five six seven eight nine ten".split()
-DIGITS = {word: str(n) for n, word in enumerate(NUMBERS)} | {"none": "0"}
+NUMBERS = "zero one two three four five six seven eight nine ten"
+DIGITS = {word: str(n) for n, word in enumerate(NUMBERS.split())} | {"none": "0"}
 ARTICLES = frozenset({"a", "an", "the"})
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 PERIOD = re.compile(r"\.(?!\d)")
 COMMA = re.compile(r"\d,\d")
 CONTRACTED = """
     ain't aren't can't couldn't didn't doesn't don't hadn't hasn't haven't isn't mightn't mustn't
-    needn't oughtn't shan't shouldn't wasn't weren't won't wouldn't could've might've must've not've
-    should've they've we've what've where've who've would've you've couldn't've hadn't've mightn't've
-    shouldn't've wouldn't've he'd how'd it'd someone'd something'd there'd they'd where'd who'd you'd
-    he'd've it'd've she'd've somebody'd've someone'd've something'd've there'd've they'd've we'd've
-    who'd've you'd've how'll it'll somebody'll someone'll something'll they'll what'll who'll why'll
-    you'll y'all'll he's how's somebody's someone's that's there's what's when's where's who's why's
-    there're they're what're why're you're ma'am o'clock y'all y'all'd've 'twas 'ow's'at
-""".split()
+    needn't oughtn't shan't shouldn't wasn't weren't won't wouldn't could've might've must've
+    not've should've they've we've what've where've who've would've you've couldn't've hadn't've
+    mightn't've shouldn't've wouldn't've he'd how'd it'd someone'd something'd there'd they'd
+    where'd who'd you'd he'd've it'd've she'd've somebody'd've someone'd've something'd've
+    there'd've they'd've we'd've who'd've you'd've how'll it'll somebody'll someone'll
+    something'll they'll what'll who'll why'll you'll y'all'll he's how's somebody's someone's
+    that's there's what's when's where's who's why's there're they're what're why're you're ma'am
+    o'clock y'all y'all'd've 'twas 'ow's'at
+"""
 # The script knows each of them with any one apostrophe left out.
 CONTRACTIONS = {
     word[:i] + word[i + 1 :]: word
-    for word in CONTRACTED
+    for word in CONTRACTED.split()
     for i, letter in enumerate(word)
     if letter == "'"
 } | {"somebody'd": "somebodyd"}

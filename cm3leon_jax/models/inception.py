@@ -18,7 +18,8 @@ SIZE = 299  # pixels of the square that the network reads
 FEATURES = 2048
 EPSILON = 1e-3  # of the batch norms
 
-Weights = Mapping[str, tuple[jax.Array, jax.Array]]
+Array = jax.Array | NDArray[np.float32]
+Weights = Mapping[str, tuple[Array, Array]]
 """Kernel [y x inputs outputs] and bias [outputs] of every convolution."""
 
 
@@ -195,11 +196,11 @@ def _run(steps: Sequence[Any], x: jax.Array, weights: Weights) -> jax.Array:
     return x
 
 
-def _convolve(x: jax.Array, c: Conv, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+def _convolve(x: jax.Array, c: Conv, kernel: Array, bias: Array) -> jax.Array:
     sides = [(c.y // 2, c.y // 2), (c.x // 2, c.x // 2)] if c.is_padded else "VALID"
     y = jax.lax.conv_general_dilated(
         x,
-        kernel,
+        jnp.asarray(kernel),
         (c.stride, c.stride),
         sides,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -215,8 +216,5 @@ def _pool(x: jax.Array, kind: str) -> jax.Array:
     if kind == MAXIMUM:
         return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, (1, 1, 1, 1), same)
     total = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, (1, 1, 1, 1), same)
-    places = np.ones((1, *x.shape[1:3], 1), np.float32)
-    padded = np.pad(places, same)
-    y, x_ = x.shape[1:3]
-    seen = sum(padded[:, i : i + y, j : j + x_] for i in range(3) for j in range(3))
-    return total / seen
+    rows, columns = (np.convolve(np.ones(n), np.ones(3), "same") for n in x.shape[1:3])
+    return total / np.outer(rows, columns).astype(np.float32)[..., None]  # padding is not counted
