@@ -45,6 +45,8 @@ class Painter:
         return [f"a {WORDS[int(picture[0, 0, 0]) % 8]}" for picture in pictures]
 
     def answer(self, pictures, questions, explain, seed):
+        if "a hedge" in questions:
+            raise ValueError("a prompt of 90 tokens exceeds model.context=64")
         return ["The red." for _ in questions]
 
 
@@ -167,9 +169,10 @@ def test_captions_and_answers_are_scored_and_reported(generator, settings, quest
     items = json.loads((settings.out / "captions" / "items.json").read_text())["items"]
     assert sorted(len(item["texts"]) for item in items) == [2] * 8
     assert vqa["scores"]["vqa_accuracy_count"] == 8
-    assert vqa["scores"]["vqa_accuracy"] == 1
-    assert vqa["bad"] == 3
+    assert vqa["scores"]["vqa_accuracy"] == 7 / 8
+    assert (vqa["scores"]["empty"], vqa["scores"]["refused"], vqa["bad"]) == (1, 1, 4)
     bad = (settings.out / "bad.txt").read_text()
+    assert "vqa: 7: a prompt of 90 tokens exceeds" in bad
     assert "vqa: asked.json:8: not a picture" in bad
     assert "vqa: asked.json:9: answers=[]" in bad
     assert "vqa: asked.json:77: image=77: no such picture" in bad

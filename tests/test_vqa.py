@@ -61,6 +61,11 @@ def test_an_answer_names_a_choice_by_letter_or_text(answer, choice):
     assert read_choice(answer, ["ring", "blue ring", "square"]) == choice
 
 
+def test_choices_that_are_letters_are_told_apart_from_no_answer():
+    assert read_choice("A", ["A", "B"]) == 0
+    assert read_choice("", ["A", "B"]) is None
+
+
 def test_visdial_ranks_give_the_gain_computed_by_hand():
     scores = np.array([[-1.0, -3.0, -2.0, -4.0], [-4.0, -1.0, -2.0, -3.0]])
     relevance = np.array([[0.5, 1.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])

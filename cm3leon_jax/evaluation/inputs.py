@@ -9,7 +9,7 @@ into files changes the draw. Pictures stream: no more than one is in memory.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -62,7 +62,7 @@ class Inputs(NamedTuple):
     bad: list[str]
     hash: str
 
-    def pictures(self, rows: range) -> NDArray[np.uint8]:
+    def pictures(self, rows: Sequence[int]) -> NDArray[np.uint8]:
         """Those of some items [B Y X 3]."""
         return read_pictures([self.folder / self.items[i].picture for i in rows], self.size)
 

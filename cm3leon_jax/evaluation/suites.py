@@ -74,7 +74,7 @@ def coco_fid(generator: Generator, settings: Settings) -> Result | None:
     prompts = [_choose(item.texts, settings.seed, item.id) for item in found.items]
     drawn = settings.out / "drawn"
 
-    def draw(rows: range) -> list[str]:
+    def draw(rows: Sequence[int]) -> list[str]:
         images = generator.images(
             [prompts[i] for i in rows],
             documents=settings.documents,
@@ -86,8 +86,9 @@ def coco_fid(generator: Generator, settings: Settings) -> Result | None:
         return [f"{i:06}.png" for i in rows]
 
     drawn.mkdir(parents=True, exist_ok=True)
-    names = read_lists(in_parts(settings.out / "drawing", len(prompts), draw))
-    paths = [drawn / name for name in names]
+    names, refused = _ask_all(settings.out / "drawing", found, draw)
+    paths = [drawn / name for name in names if name]
+    prompts = [prompt for name, prompt in zip(names, prompts) if name]
     own = [found.folder / item.picture for item in found.items]
     scores: dict[str, Any] = {}
     measure: dict[str, Any] = {}
@@ -101,16 +102,17 @@ def coco_fid(generator: Generator, settings: Settings) -> Result | None:
         return None
     shown = range(min(SHOWN, len(paths)))
     pictures = read_pictures([paths[i] for i in shown], found.size)
+    scores |= {"count": len(paths), "refused": len(refused)}
     protocol = _protocol("coco_fid", generator, settings, found) | {"measure": measure}
     cards: list[Card] = [([pictures[i]], prompts[i]) for i in shown]
-    return Result(scores, protocol, found.bad, cards)
+    return Result(scores, protocol, found.bad + refused, cards)
 
 
 def captions(generator: Generator, settings: Settings) -> Result | None:
     """Writes a caption of each picture: CIDEr, BLEU and ROUGE-L against all that it has."""
     found = _captioned(generator, settings)
 
-    def write(rows: range) -> list[str]:
+    def write(rows: Sequence[int]) -> list[str]:
         return _as_list(
             generator.caption(
                 list(found.pictures(rows)),
@@ -120,15 +122,15 @@ def captions(generator: Generator, settings: Settings) -> Result | None:
             )
         )
 
-    said = read_lists(in_parts(settings.out / "captions", len(found.items), write))
+    said, refused = _ask_all(settings.out / "captions", found, write)
     if not processes.is_first():
         return None
     scores = caption_scores(said, [item.texts for item in found.items])
-    scores |= _counts(said)
+    scores |= _counts(said, refused)
     protocol = _protocol("captions", generator, settings, found)
     protocol |= {"style": settings.style, "measure": {"tokenizer": TOKENIZER}}
     texts = [f"{text} — {item.texts[0]}" for text, item in zip(said, found.items)]
-    return Result(scores, protocol, found.bad, _cards(found, texts))
+    return Result(scores, protocol, found.bad + refused, _cards(found, texts))
 
 
 def vqa(generator: Generator, settings: Settings) -> Result | None:
@@ -137,14 +139,14 @@ def vqa(generator: Generator, settings: Settings) -> Result | None:
     found = _questions(generator, settings)
     items = found.items
 
-    def write(rows: range) -> list[str]:
-        asked = [_ask(items[i]) for i in rows]
+    def write(rows: Sequence[int]) -> list[str]:
+        asked = [_word(items[i]) for i in rows]
         pictures = list(found.pictures(rows))
         return _as_list(
             generator.answer(pictures, asked, explain=settings.explain, seed=settings.seed)
         )
 
-    said = read_lists(in_parts(settings.out / "answers", len(items), write))
+    said, refused = _ask_all(settings.out / "answers", found, write)
     if not processes.is_first():
         return None
     kinds: dict[str, list[float]] = {}
@@ -160,12 +162,14 @@ def vqa(generator: Generator, settings: Settings) -> Result | None:
         else:
             kinds.setdefault("exact_accuracy", []).append(exact_accuracy(answer, item.answers))
     scores: dict[str, Any] = {name: float(np.mean(values)) for name, values in kinds.items()}
-    scores |= {f"{name}_count": len(values) for name, values in kinds.items()} | _counts(said)
+    scores |= {f"{name}_count": len(values) for name, values in kinds.items()} | _counts(
+        said, refused
+    )
     protocol = _protocol("vqa", generator, settings, found)
     protocol |= {"explain": settings.explain, "measure": {"answers": "official normalisation"}}
     rows = zip(said, items)
     texts = [f"{item.question} {text} — {item.answers[0]}" for text, item in rows]
-    return Result(scores, protocol, found.bad, _cards(found, texts))
+    return Result(scores, protocol, found.bad + refused, _cards(found, texts))
 
 
 def scenes(generator: Generator, settings: Settings) -> Result | None:
@@ -226,6 +230,30 @@ def _draw(source: inputs.Source, settings: Settings, size: int) -> Inputs:
     return draw_inputs(settings.out, source, settings.count, settings.seed, size, limit)
 
 
+def _ask_all(
+    folder: Path, found: Inputs, ask: Callable[[Sequence[int]], list[str]]
+) -> tuple[list[str], list[str]]:
+    """What `ask` says to each item, in parts, and why it refused some, such as a text too long for
+    the context: to those it says nothing, which scores 0. Raises ValueError where it refused all."""
+    parts = in_parts(folder, len(found.items), lambda rows: _ask(rows, ask))
+    pairs = list(zip(found.items, read_lists(parts)))
+    refused = [f"{item.id}: {reason}" for item, (_, reason) in pairs if reason]
+    if len(refused) == len(pairs):
+        raise ValueError(f"all {len(pairs)} items were refused; the first one, {refused[0]}")
+    return [text for _, (text, _) in pairs], refused
+
+
+def _ask(rows: Sequence[int], ask: Callable[[Sequence[int]], list[str]]) -> list[tuple[str, str]]:
+    """Pairs of what was said and why not; a refused batch is halved to find who is to blame."""
+    try:
+        return [(text, "") for text in ask(rows)]
+    except ValueError as error:
+        if len(rows) == 1:
+            return [("", str(error))]
+    half = len(rows) // 2
+    return _ask(rows[:half], ask) + _ask(rows[half:], ask)
+
+
 def _protocol(
     suite: str, generator: Generator, settings: Settings, found: Inputs
 ) -> dict[str, Any]:
@@ -250,14 +278,16 @@ def _choose(texts: Sequence[str], seed: int, id: str) -> str:
     return texts[int.from_bytes(inputs.order(seed, id)[:4], "big") % len(texts)]
 
 
-def _ask(item: inputs.Item) -> str:
+def _word(item: inputs.Item) -> str:
     if not item.choices:
         return item.question
     return f"{item.question}\nOptions: {', '.join(item.choices)}"
 
 
-def _counts(said: Sequence[str]) -> dict[str, Any]:
-    return {"count": len(said), "empty": sum(not text.strip() for text in said)}
+def _counts(said: Sequence[str], refused: Sequence[str]) -> dict[str, Any]:
+    """Of all, those without a word, and those among them that the model could not be asked."""
+    empty = sum(not text.strip() for text in said)
+    return {"count": len(said), "empty": empty, "refused": len(refused)}
 
 
 def _cards(found: Inputs, texts: Sequence[str]) -> list[Card]:

@@ -78,7 +78,7 @@ def read_choice(answer: str, choices: Sequence[str]) -> int | None:
     texts that stands in the answer. None where that is not plain; ScienceQA counts it as wrong."""
     said = normalise(answer)
     texts = [normalise(choice) for choice in choices]
-    if texts.count(said) == 1:
+    if said and texts.count(said) == 1:  # normalised, a choice "A" is empty
         return texts.index(said)
     letter = re.fullmatch(r"(?:the answer is )?\(?([a-z])\)?[.:]?", _strip(answer).lower())
     if letter and ord(letter[1]) - ord("a") < len(choices):
