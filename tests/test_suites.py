@@ -10,6 +10,7 @@ import pytest
 from PIL import Image as Pillow
 
 from cm3leon_jax import arguments, config
+from cm3leon_jax.cli import main
 from cm3leon_jax.evaluation import parts, suites
 from cm3leon_jax.evaluation.clip_score import Encoders
 from cm3leon_jax.evaluation.fid import Statistics, frechet_distance
@@ -200,3 +201,24 @@ def test_too_many_bad_records_stop_an_evaluation(generator, settings):
     strict = replace(settings, data=config.Data(source=settings.data.source))
     with pytest.raises(ValueError, match=r"records are bad"):
         evaluate_suites(generator, ["captions"], strict)
+
+
+def test_the_command_prints_scores_and_refuses_other_protocols(
+    generator, settings, monkeypatch, capsys
+):
+    monkeypatch.setattr("cm3leon_jax.decoding.generator.load", lambda bundle: generator)
+    command = ["evaluate", "bundle", "--suite", "captions", "--split", "all"]
+    command += ["--data", settings.data.source, "--max_bad_fraction", "0.2", "--out"]
+    first, second = settings.out / "first", settings.out / "second"
+    assert main([*command, str(first)]) == 0
+    assert "captions  rouge_l  " in capsys.readouterr().out
+    results = str(first / "results.json")
+    assert main([*command, str(second), "--against", results]) == 0
+    assert capsys.readouterr().out.count("0.0000\n") >= 6
+    assert main([*command, str(settings.out / "third"), "--seed", "1", "--against", results]) == 2
+    assert "has" in capsys.readouterr().err
+    assert main(command[:-1]) == 2
+    assert "--suite: name a folder" in capsys.readouterr().err
+    missing = ["--inception", str(first / "none.pth")]
+    assert main([*command, str(first), *missing]) == 2
+    assert "no such file" in capsys.readouterr().err

@@ -234,7 +234,7 @@ def _ask_all(
     folder: Path, found: Inputs, ask: Callable[[Sequence[int]], list[str]]
 ) -> tuple[list[str], list[str]]:
     """What `ask` says to each item, in parts, and why it refused some, such as a text too long for
-    the context: to those it says nothing, which scores 0. Raises ValueError where it refused all."""
+    the context: there it says nothing, which scores 0. Raises ValueError where it refused all."""
     parts = in_parts(folder, len(found.items), lambda rows: _ask(rows, ask))
     pairs = list(zip(found.items, read_lists(parts)))
     refused = [f"{item.id}: {reason}" for item, (_, reason) in pairs if reason]
