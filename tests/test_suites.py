@@ -141,6 +141,18 @@ def test_pictures_are_drawn_scored_and_drawn_again_only_where_a_kill_has_left_no
     assert {path.name: path.read_bytes() for path in drawn} == before
 
 
+def test_processes_share_the_parts_and_wait_for_one_another(tmp_path, monkeypatch):
+    made, waited = [], []
+    monkeypatch.setattr(parts.processes, "count", lambda: 2)
+    monkeypatch.setattr(parts, "wait_for", waited.extend)
+    for process in (1, 0):
+        monkeypatch.setattr(parts.jax, "process_index", lambda process=process: process)
+        paths = parts.in_parts(tmp_path, 10, lambda rows: made.append(rows) or [*rows], size=4)
+    assert made == [range(4, 8), range(0, 4), range(8, 10)]
+    assert waited == [*paths, *paths]
+    assert parts.read_lists(paths) == [*range(10)]
+
+
 def test_fid_of_pictures_with_themselves_is_zero_from_a_folder_and_from_its_statistics(
     generator, settings, tmp_path
 ):
