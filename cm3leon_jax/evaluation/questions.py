@@ -3,7 +3,7 @@
     VQA 2, OK-VQA   a questions file, {"questions": [{image_id, question, question_id}]}, and an
                     annotations file, {"annotations": [{question_id, answers: [{answer}]}]}
     VizWiz          one file, [{image, question, answers: [{answer}]}]
-    ScienceQA       one file, {id: {question, choices, answer: number, image, split}}
+    ScienceQA       one file, {id: {question, choices, answer: number, hint, image, split}}
     *.jsonl         {question_id, image, question, answers: [...], choices: [...]} a line
 
 Pictures lie in a folder, by their file name or by the number at its end, as in
@@ -49,7 +49,8 @@ def from_questions(path: Path, annotations: Path | None, pictures: Path) -> Sour
 def _to_item(
     row: Any, by_name: Mapping[str, Path], by_number: Mapping[int, Path]
 ) -> tuple[Item, Path]:
-    require(isinstance(row, Mapping), "question", row, "use an object")
+    require(row is not None, "line", None, "use JSON")
+    require(isinstance(row, Mapping), "line", row, "use an object")
     image, question = row.get("image", row.get("image_id")), row.get("question")
     require(image not in (None, ""), "image", image, "use questions that have a picture")
     file = by_number.get(image) if isinstance(image, int) else by_name.get(str(image))
@@ -69,7 +70,9 @@ def _to_item(
     require(bool(words), "answers", answers, "use one or more with words")
     if choices:
         require(words[0] in choices, "answer", words[0], "use the text of a choice")
-    return Item(str(row["question_id"]), "", (), str(question), words, choices), file
+    hint = row.get("hint")
+    context = f"\nContext: {hint}" if hint else ""
+    return Item(str(row["question_id"]), "", (), f"{question}{context}", words, choices), file
 
 
 def _read_rows(path: Path, annotations: Path | None) -> list[tuple[str, Any]]:
@@ -98,7 +101,7 @@ def _read_lines(path: Path) -> Iterator[tuple[str, Any]]:
             try:
                 yield str(number), _with_id(json.loads(line), number)
             except ValueError:
-                yield str(number), "broken JSON"
+                yield str(number), None
 
 
 def _read_json(path: Path) -> Any:

@@ -71,12 +71,12 @@ def coco_fid(generator: Generator, settings: Settings) -> Result | None:
     rule = "use --inception FILE, or a bundle with clip/, to score pictures"
     require(encoders is not None or settings.network is not None, "inception", None, rule)
     found = _captioned(generator, settings)
-    prompts = [_choose(item.texts, settings.seed, item.id) for item in found.items]
+    asked = [_choose(item.texts, settings.seed, item.id) for item in found.items]
     drawn = settings.out / "drawn"
 
     def draw(rows: Sequence[int]) -> list[str]:
         images = generator.images(
-            [prompts[i] for i in rows],
+            [asked[i] for i in rows],
             documents=settings.documents,
             candidates=settings.candidates,
             seed=settings.seed,
@@ -88,7 +88,7 @@ def coco_fid(generator: Generator, settings: Settings) -> Result | None:
     drawn.mkdir(parents=True, exist_ok=True)
     names, refused = _ask_all(settings.out / "drawing", found, draw)
     paths = [drawn / name for name in names if name]
-    prompts = [prompt for name, prompt in zip(names, prompts) if name]
+    prompts = [prompt for name, prompt in zip(names, asked) if name]
     own = [found.folder / item.picture for item in found.items]
     scores: dict[str, Any] = {}
     measure: dict[str, Any] = {}
