@@ -33,6 +33,13 @@ CAPTIONS = (
     "A kitchen with stove/oven and well-lit counter-tops",
     "An airplane is flying over Mt. Fuji in the U.K.",
     "someone wrote 'hello world' on the wall",
+    "A 3/4 view of a 2-story bus #42 on 5th Ave.",
+    "a 2-way 5-year-old 1950s-style car, from the '90s",
+    "Mr. and Mrs. Smith cut the cake @ 6 p.m.",
+    "a mat.A cat sat. It is in the sun.",
+    "women's tennis match vs. men's",
+    "A woman \u2013 smiling \u2014 happily\u2026 at \u201cthis\u201d",
+    "The [red] {blue} sign of the Foo Co. on Fri. {70%}",
 )
 
 

@@ -105,9 +105,8 @@ def settings(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S
         lambda pictures: np.eye(9, dtype=np.float32)[pictures[:, 0, 0, 0] % 9],
         lambda said: np.eye(9, dtype=np.float32)[[texts[text] for text in said]],
     )
-    monkeypatch.setattr(suites, "bundle_encoders", lambda generator: clip)
     data = config.Data(source=str(source), max_bad_fraction=0.2)
-    return Settings(tmp_path / "out", data, "all", network=Colours())  # type: ignore[arg-type]
+    return Settings(tmp_path / "out", data, "all", network=Colours(), encoders=clip)  # type: ignore[arg-type]
 
 
 def test_the_command_line_knows_all_suites(generator, settings):

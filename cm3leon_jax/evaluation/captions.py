@@ -2,8 +2,8 @@
 
 The tokenizer follows what the COCO evaluation does with Stanford's: Penn Treebank tokens in lower
 case, without punctuation. Round brackets stay as `-lrb-` and `-rrb-`, as they do there: its list of
-what to remove has them in capitals. It differs on web addresses, emoticons, abbreviations beyond
-single letters and ABBREVIATIONS, and hyphens behind some prefixes.
+what to remove has them in capitals. It differs on web addresses, emoticons, pound signs,
+and abbreviations beyond single letters and ABBREVIATIONS.
 """
 
 import re
@@ -12,18 +12,22 @@ from collections.abc import Mapping, Sequence
 from cm3leon_jax.fields import require
 
 TOKENIZER = "Penn Treebank, without Java, 1"  # raise the number when its tokens change
-ABBREVIATIONS = "mr|mrs|ms|dr|st|mt|jr|sr|prof|vs|etc|ave|blvd"
+ABBREVIATIONS = (
+    "mr|mrs|ms|dr|st|mt|jr|sr|prof|vs|etc|ave|blvd|co|inc|ltd|corp"
+    "|jan|feb|apr|jun|jul|aug|sept|oct|nov|dec|tue|thu|fri"
+)
 BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 PUNCTUATION = frozenset(".?!,:;-'`\"\u2018\u2019\u201c\u201d\u2013\u2014\u2026")
 FUSED = {"cannot": "can not", "gonna": "gon na", "gotta": "got ta", "wanna": "wan na"}
 TOKEN = re.compile(
     rf"(?:{ABBREVIATIONS})\.(?!\w)"
     r"|(?:[a-z]\.){2,}"  # u.s.
-    r"|\d+(?:[.,:/]\d+)*(?:[a-z]+)?"  # 1,000  3.5  10:30  3rd
+    r"|'\d\ds?\b"  # '90s
+    r"|\d+(?:[.,:/]\d+)*[a-z]*(?:-\w+)*"  # 1,000  3.5  10:30  3rd  2-story
     r"|n't\b|'(?:s|re|ve|ll|d|m)\b"
     r"|o'clock\b"
     r"|[^\W\d_]+?(?=n't\b)"  # do of don't
-    r"|\w+(?:[-/&]\w+)*(?<!n(?='t\b))"  # well-lit
+    r"|\w+(?:[-/&.]\w+)*(?<!n(?='t\b))"  # well-lit
     r"|\S"
 )
 

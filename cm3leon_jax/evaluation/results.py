@@ -104,7 +104,7 @@ def write_reports(
 def list_suites(generator: Generator, settings: Settings) -> list[str]:
     """Those that `all` stands for: what the bundle and the settings have all inputs for."""
     has_inputs = {
-        "coco_fid": generator.clip is not None or settings.network is not None,
+        "coco_fid": bool(generator.clip or settings.encoders or settings.network),
         "vqa": settings.questions is not None,
         "scenes": generator.experiment.data.source == "scenes",
     }
@@ -126,6 +126,7 @@ def _describe(settings: Settings, bundle: str) -> dict[str, Any]:
         **{name: getattr(settings, name) for name in plain},
         **{name: path and path.name for name, path in paths.items()},
         "network": settings.network and settings.network.name,
+        "encoders": settings.encoders and settings.encoders.name,
     }
 
 

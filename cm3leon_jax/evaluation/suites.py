@@ -18,7 +18,7 @@ from cm3leon_jax.data.pictures import to_png
 from cm3leon_jax.decoding.generator import Generator
 from cm3leon_jax.evaluation import inputs, run
 from cm3leon_jax.evaluation.captions import TOKENIZER, caption_scores
-from cm3leon_jax.evaluation.clip_score import bundle_encoders
+from cm3leon_jax.evaluation.clip_score import Encoders, bundle_encoders
 from cm3leon_jax.evaluation.distances import feature_scores, text_scores
 from cm3leon_jax.evaluation.features import FeatureNetwork
 from cm3leon_jax.evaluation.inputs import Inputs, draw_inputs, read_pictures, write_bytes
@@ -46,6 +46,7 @@ class Settings:
     explain: bool = False  # vqa: explanations in front of answers
     reference: Path | None = None  # coco_fid: a folder of pictures, or statistics of one
     network: FeatureNetwork | None = None  # coco_fid: None for no FID and KID
+    encoders: Encoders | None = None  # coco_fid: a CLIP; None for the bundle's, if it has one
     questions: Path | None = None  # vqa: a file of `questions`, in place of `data`
     annotations: Path | None = None
     pictures: Path | None = None  # of those questions
@@ -67,7 +68,7 @@ Suite = Callable[[Generator, Settings], Result | None]
 
 def coco_fid(generator: Generator, settings: Settings) -> Result | None:
     """Draws one picture for one caption of each item: FID, KID, CLIP score, retrieval precision."""
-    encoders = bundle_encoders(generator)
+    encoders = settings.encoders or bundle_encoders(generator)
     rule = "use --inception FILE, or a bundle with clip/, to score pictures"
     require(encoders is not None or settings.network is not None, "inception", None, rule)
     found = _captioned(generator, settings)
