@@ -7,7 +7,7 @@ set of any size streams in constant memory. B pictures of a batch, D = 2048 feat
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cm3leon_jax.fields import require
+
+BLOCK = 2048  # vectors
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,26 @@ class Statistics:
 
 
 def gather(parts: Iterable[NDArray[np.floating]]) -> Statistics:
-    """The statistics of all parts [B D], one after the other."""
+    """The statistics of all parts [B D]; at most BLOCK vectors and a part are in memory."""
     total: Statistics | None = None
-    for part in parts:
-        found = Statistics.of(part)
+    for block in _join(parts):
+        found = Statistics.of(block)
         total = found if total is None else total + found
     if total is None:
         raise ValueError("statistics of no pictures: give one picture or more")
     return total
+
+
+def _join(parts: Iterable[NDArray[np.floating]]) -> Iterator[NDArray[np.floating]]:
+    """Parts put together: adding statistics costs as much as hundreds of vectors."""
+    held: list[NDArray[np.floating]] = []
+    for part in parts:
+        held.append(part)
+        if sum(map(len, held)) >= BLOCK:
+            yield np.concatenate(held)
+            held = []
+    if held:
+        yield np.concatenate(held)
 
 
 def frechet_distance(one: Statistics, other: Statistics) -> float:
