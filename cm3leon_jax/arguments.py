@@ -8,6 +8,12 @@ from typing import Any
 from cm3leon_jax import presets
 from cm3leon_jax.sampling.requests import TASKS
 
+SUITES = (
+    "coco_fid",
+    "captions",
+    "vqa",
+    "scenes",
+)  # of evaluation.suites, which takes longer to load
 RECIPE = (
     "Also takes --config NAME [--config.FIELD=VALUE] or --gin_file FILE [--gin.FIELD=VALUE], with"
     " any field that `cm3leon inspect config` lists."
@@ -125,16 +131,20 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
 
     made = verb(
         "evaluate",
-        "Score a bundle on its held-out documents.",
-        "cm3leon evaluate runs/quickstart/bundle --count 512",
+        "Score a bundle on its held-out documents, or by suites with a written protocol.",
+        "cm3leon evaluate runs/mine/bundle --suite captions --data my_folder --out scores",
     )
     made.add_argument("bundle", help="folder of a bundle")
     made.add_argument("--count", type=_positive, default=512, help="documents scored")
     made.add_argument("--documents", type=int, help="retrieved documents in front of each")
     made.add_argument("--seed", type=int, default=0)
     with_data(made)
-    made.add_argument("--out", type=Path, help="JSON file for the scores")
+    made.add_argument(
+        "--out", type=Path, help="JSON file for the scores; of --suite, the folder of its work"
+    )
     made.add_argument("--images", type=Path, help="folder for the pictures, as FID tools want them")
+    _add_suites(made)
+    with_processes(made)
 
     made = verb(
         "plan",
@@ -241,6 +251,24 @@ class _Task(argparse.Action):
 
         parser.epilog = describe(value)
         options.task = value
+
+
+def _add_suites(made: argparse.ArgumentParser) -> None:
+    """The options of `evaluate --suite`, named like the fields of its settings."""
+    made.add_argument("--suite", choices=(*SUITES, "all"), help="what is scored; needs --out")
+    made.add_argument("--against", type=Path, metavar="FILE", help="another results.json")
+    made.add_argument("--split", choices=("held_out", "all"), help="of --data (held_out)")
+    made.add_argument("--candidates", type=_positive, metavar="M", help="coco_fid: best of M")
+    made.add_argument("--reference", type=Path, help="coco_fid: folder of pictures, or .npz")
+    made.add_argument("--inception", type=Path, metavar="FILE", help="coco_fid: weights of FID")
+    made.add_argument(
+        "--resampling", choices=("pytorch-fid", "torch-fidelity"), default="pytorch-fid"
+    )
+    made.add_argument("--style", help="captions: short or long")
+    made.add_argument("--explain", action="store_true", default=None, help="vqa: with reasons")
+    made.add_argument("--questions", type=Path, metavar="FILE", help="vqa: in place of --data")
+    made.add_argument("--annotations", type=Path, metavar="FILE", help="vqa: answers, if apart")
+    made.add_argument("--pictures", type=Path, metavar="FOLDER", help="vqa: of --questions")
 
 
 def _positive(text: str) -> int:

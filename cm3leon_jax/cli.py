@@ -13,7 +13,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,6 +176,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     from cm3leon_jax.decoding.generator import load
     from cm3leon_jax.evaluation.run import evaluate, write_images
 
+    if options.suite:
+        _evaluate_suites(options)
+        return
     if options.images and options.images.exists() and any(options.images.iterdir()):
         raise ValueError(f"--images {options.images}: is not empty; name a new folder")
     generator = load(options.bundle)
@@ -189,6 +192,33 @@ def _evaluate(options: argparse.Namespace) -> None:
         write_json(options.out, result.scores)
     if options.images:
         write_images(result, options.images)
+
+
+def _evaluate_suites(options: argparse.Namespace) -> None:
+    from cm3leon_jax.decoding.generator import load
+    from cm3leon_jax.evaluation.features import FeatureNetwork
+    from cm3leon_jax.evaluation.results import evaluate_suites, list_suites, show
+    from cm3leon_jax.evaluation.suites import Settings
+    from cm3leon_jax.interop.inception import read_inception
+
+    if options.out is None or options.images is not None:
+        raise ValueError("--suite: name a folder for all that it makes with --out, not --images")
+    if _has_places(options):
+        processes.join(options.coordinator, options.processes, options.process)
+    generator = load(options.bundle)
+    data = _with_data(generator.experiment, options).data
+    names = [field.name for field in fields(Settings)]
+    given = {name: getattr(options, name) for name in names if getattr(options, name, None)}
+    if options.documents is not None:
+        given["documents"] = options.documents
+    if options.inception:
+        given["network"] = FeatureNetwork(read_inception(options.inception), options.resampling)
+    settings = Settings(**given | {"data": data, "seed": options.seed})
+    suites = list_suites(generator, settings) if options.suite == "all" else [options.suite]
+    results = evaluate_suites(generator, suites, settings, options.against)
+    if results is not None:
+        print(show(results, options.against))
+        print(f"open {options.out / 'report.html'}")
 
 
 def _plan(options: argparse.Namespace) -> None:

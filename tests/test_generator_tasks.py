@@ -14,6 +14,7 @@ import cm3leon_jax as cm3
 from cm3leon_jax import config
 from cm3leon_jax.decoding.batches import draw_in_batches
 from cm3leon_jax.decoding.holes import fill_prompt, find_holes
+from cm3leon_jax.evaluation.clip_score import bundle_encoders
 from cm3leon_jax.models.clip import CLIP, embed_pictures, embed_texts
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.models.vqgan import VQGAN
@@ -287,6 +288,9 @@ def test_the_best_candidates_by_clip_come_first(generator):
     ranked = generator.images(texts, n=4, return_scores=True, seed=1)
     assert [mark for _, mark in ranked[:2]] == [mark for _, mark in pairs[:2]]
     assert len(ranked) == 8
+    encoders = bundle_encoders(generator)  # the evaluation scores as the ranking does
+    scores = encoders.pictures(pixels([each for each, _ in ranked[:4]])) @ encoders.texts(texts)[0]
+    np.testing.assert_allclose(scores, [mark for _, mark in ranked[:4]], rtol=1e-5)
 
 
 def test_a_mixed_pool_is_half_guided_half_contrastive(generator):
