@@ -109,7 +109,7 @@ def _tiny() -> Experiment:
                 beta2=0.95,
                 weight_decay=0.01,
             ),
-            train=Train(steps=2000, batch=32, log_every=20, sample_every=500, save_every=200),
+            train=Train(steps=2400, batch=32, log_every=20, sample_every=600, save_every=200),
         ),
         retriever=Retriever(
             size=32,
@@ -153,10 +153,16 @@ def _tiny() -> Experiment:
             beta2=0.95,
             weight_decay=0.01,
         ),
-        train=Train(steps=5000, batch=6, log_every=20, sample_every=500, save_every=200),
+        train=Train(steps=3600, batch=6, log_every=20, sample_every=900, save_every=200),
         mesh=Mesh(data=1, fsdp=1),  # one device, however many there are
         decode=Decode(
-            temperature=0.2, top_p=1.0, guidance=1.0, text_temperature=0.0, text_tokens=48
+            temperature=0.2,
+            top_p=1.0,
+            guidance=1.0,
+            guidance_image=1.0,
+            guidance_text=1.0,
+            text_temperature=0.0,
+            text_tokens=48,
         ),
     )
 
@@ -172,14 +178,14 @@ def _tiny_emoji() -> Experiment:
             patch=4,
             channels=48,
             latent=48,
-            train=replace(tiny.image_tokenizer.train, batch=24),
+            train=replace(tiny.image_tokenizer.train, steps=2000, batch=24, sample_every=500),
         ),
         retriever=replace(tiny.retriever, train=replace(tiny.retriever.train, steps=400)),
         data=replace(tiny.data, source="emoji", tasks=("edit",), row_length=256),
         retrieval=Retrieval(most=2, alone=0.3),
         objective=replace(tiny.objective, rate=1.0, whole_segment=0.8),
         optimizer=replace(tiny.optimizer, learning_rate=3e-3),
-        train=replace(tiny.train, steps=3600, batch=5),
+        train=replace(tiny.train, steps=3600, batch=5, sample_every=500),
         decode=replace(tiny.decode, temperature=0.3, guidance=1.5),
     )
 
@@ -256,13 +262,12 @@ def with_run(experiment: Experiment, run: str) -> Experiment:
 
 
 def tuned(experiment: Experiment) -> Experiment:
-    """The experiment's instruction tuning, the last stage of the quickstart: half as many steps
+    """The experiment's instruction tuning, the last stage of the quickstart: as many steps again
     over `data.tasks`, in most of whose documents the answer alone is masked."""
     changes = {
         "retrieval.alone": 0.8,
         "objective.answer_last": 0.7,
         "optimizer.learning_rate": experiment.optimizer.learning_rate / 2,
-        "train.steps": -(-experiment.train.steps // 2),
     }
     return config.replace(experiment, changes)
 
