@@ -266,9 +266,7 @@ def _add_suites(made: argparse.ArgumentParser) -> None:
     )
     made.add_argument("--style", help="captions: short or long")
     made.add_argument("--explain", action="store_true", default=None, help="vqa: with reasons")
-    made.add_argument("--questions", type=Path, metavar="FILE", help="vqa: in place of --data")
-    made.add_argument("--annotations", type=Path, metavar="FILE", help="vqa: answers, if apart")
-    made.add_argument("--pictures", type=Path, metavar="FOLDER", help="vqa: of --questions")
+    made.add_argument("--task", metavar="NAME", help="how --data is read: coco_captions, vqa2, ...")
 
 
 def _positive(text: str) -> int:

@@ -207,6 +207,7 @@ def _evaluate_suites(options: argparse.Namespace) -> None:
         processes.join(options.coordinator, options.processes, options.process)
     generator = load(options.bundle)
     data = _with_data(generator.experiment, options).data
+    data = replace(data, task=options.task) if options.task else data
     names = [field.name for field in fields(Settings)]
     given = {name: getattr(options, name) for name in names if getattr(options, name, None)}
     if options.documents is not None:

@@ -162,7 +162,7 @@ def _tiny() -> Experiment:
             guidance_image=1.0,
             guidance_text=1.0,
             text_temperature=0.0,
-            text_tokens=48,
+            text_tokens=112,
         ),
     )
 

@@ -271,14 +271,8 @@ def _task_sections(tasks: Mapping[str, scene_tasks.Result]) -> list[str]:
     heading = f"Tasks on held-out scenes, {ASKED} requests each"
     sections = [report.section(heading, report.table(("task", "right"), rows))]
     for name, result in tasks.items():
-        cards = []
-        for (pictures, text), answer, wanted in zip(result.asked, result.answers, result.wanted):
-            if isinstance(answer, str):
-                cards.append((pictures, f"{text} {answer} (true: {wanted})"))
-            else:
-                cards.append(([*pictures, answer, wanted], text))
         heading = f"{name.capitalize()}: asked, answered, true"
-        sections.append(report.section(heading, report.cards(cards[:SHOWN])))
+        sections.append(report.section(heading, report.cards(result.cards()[:SHOWN])))
     return sections
 
 

@@ -82,7 +82,13 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def questions(source: Path) -> Path:
+def questions(source: Path, tmp_path_factory) -> Path:
+    """VQA 2's files: ten questions, one without answers, one about a picture that is not there."""
+    folder = tmp_path_factory.mktemp("vqa")
+    (folder / "train2014").mkdir()
+    for image in range(9):
+        name = f"COCO_train2014_{image:012d}.jpg"
+        (folder / "train2014" / name).write_bytes((source / f"{image}.png").read_bytes())
     people = [{"answer": text} for text in ["red"] * 7 + ["blue"] * 3]
     asked = [
         {"image_id": i, "question_id": i, "question": f"a {word}"} for i, word in enumerate(WORDS)
@@ -90,9 +96,10 @@ def questions(source: Path) -> Path:
     asked += [{"image_id": image, "question_id": image, "question": "?"} for image in (3, 77)]
     asked[-2]["question_id"] = 9
     answers = [{"question_id": n, "answers": [] if n == 9 else people} for n in (*range(10), 77)]
-    (source / "asked.json").write_text(json.dumps({"questions": asked}))
-    (source / "answers.json").write_text(json.dumps({"annotations": answers}))
-    return source / "asked.json"
+    name = "v2_{}mscoco_train2014_{}.json"
+    (folder / name.format("OpenEnded_", "questions")).write_text(json.dumps({"questions": asked}))
+    (folder / name.format("", "annotations")).write_text(json.dumps({"annotations": answers}))
+    return folder
 
 
 @pytest.fixture
@@ -167,30 +174,27 @@ def test_fid_of_pictures_with_themselves_is_zero_from_a_folder_and_from_its_stat
 
 
 def test_captions_and_answers_are_scored_and_reported(generator, settings, questions):
-    more = replace(
-        settings,
-        questions=questions,
-        annotations=questions.with_name("answers.json"),
-        pictures=questions.parent,
-        data=replace(settings.data, max_bad_fraction=0.4),
-    )
-    results = evaluate_suites(generator, ["captions", "vqa"], more)
-    captions, vqa = results["suites"]["captions"], results["suites"]["vqa"]
+    captions = evaluate_suites(generator, ["captions"], settings)["suites"]["captions"]
     assert captions["scores"]["count"] == 8
     assert {"cider", "bleu_4", "rouge_l"} <= captions["scores"].keys()
     items = json.loads((settings.out / "captions" / "items.json").read_text())["items"]
     assert sorted(len(item["texts"]) for item in items) == [2] * 8
+    page = (settings.out / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 8
+
+    data = config.Data(source=str(questions), task="vqa2", max_bad_fraction=0.4)
+    asked = replace(settings, data=data, out=settings.out / "questions")
+    assert "vqa" in list_suites(generator, asked)
+    vqa = evaluate_suites(generator, ["vqa"], asked)["suites"]["vqa"]
     assert vqa["scores"]["vqa_accuracy_count"] == 8
     assert vqa["scores"]["vqa_accuracy"] == 7 / 8
     assert (vqa["scores"]["empty"], vqa["scores"]["refused"], vqa["bad"]) == (1, 1, 4)
-    bad = (settings.out / "bad.txt").read_text()
-    assert "vqa: 7: a prompt of 90 tokens exceeds" in bad
-    assert "vqa: asked.json:8: not a picture" in bad
-    assert "vqa: asked.json:9: answers=[]" in bad
-    assert "vqa: asked.json:77: image=77: no such picture" in bad
-    page = (settings.out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 16
-    assert "![vqa](vqa.png)" in (settings.out / "report.md").read_text()
+    bad = (asked.out / "bad.txt").read_text()
+    assert "coco/7: a hedge: a prompt of 90 tokens exceeds" in bad
+    assert "not a picture" in bad
+    assert "question 9: all 0 answers are empty" in bad
+    assert "COCO_train2014_000000000077.jpg" in bad
+    assert "![vqa](vqa.png)" in (asked.out / "report.md").read_text()
 
 
 def test_results_of_other_protocols_are_not_compared(generator, settings, tmp_path):

@@ -9,6 +9,7 @@ into files changes the draw. Pictures stream: no more than one is in memory.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,6 +27,8 @@ from cm3leon_jax.evaluation.parts import wait_for
 from cm3leon_jax.fields import require
 
 Split = Literal["held_out", "all"]
+Kind = Literal["captions", "questions"]
+OPTIONS = re.compile(r"\([A-Z]\) (.*?)(?= \([A-Z]\) |$)")  # as `data.questions` words them
 
 
 @dataclass(frozen=True)
@@ -120,11 +123,9 @@ def order(seed: int, id: str) -> bytes:
     return hashlib.sha256(f"{seed}:{id}".encode()).digest()
 
 
-def from_records(
-    data: config.Data, size: int, split: Split, kind: Literal["captions", "questions"]
-) -> Source:
-    """Records of `data.source`. Captions of one group belong to one picture, and so do the answers
-    to one question about a group."""
+def from_records(data: config.Data, size: int, split: Split, kind: Kind) -> Source:
+    """Records of `data.source`, read as `data.task` says. Captions of one group belong to one
+    picture, and so do the answers to one question about a group."""
 
     def read(skipped: Skipped) -> Iterator[Entry]:
         for part in sources.plan(data, size):
@@ -142,12 +143,13 @@ def _to_entries(record: Record, kind: str) -> Iterator[Entry]:
     origin = record.origin or record.id
     if not pictures or record.instruction is not None:
         return
-    if kind == "captions" and texts and record.question is None:
+    if kind == "captions" and texts:
         yield Entry(Item(record.group, texts=texts), pictures[0], origin)
     if kind == "questions" and record.question is not None and record.answer is not None:
-        id = f"{record.group}: {record.question}"
-        item = Item(id, question=record.question, answers=(record.answer,))
-        yield Entry(item, pictures[0], origin)
+        id, answers = f"{record.group}: {record.question}", record.answers or (record.answer,)
+        _, _, options = record.question.partition("\nOptions: ")
+        choices = tuple(OPTIONS.findall(options))
+        yield Entry(Item(id, "", (), record.question, answers, choices), pictures[0], origin)
 
 
 def read_pictures(paths: list[Path], size: int) -> NDArray[np.uint8]:
@@ -180,7 +182,7 @@ def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 def describe(inputs: Inputs, data: str, split: str, seed: int) -> dict[str, Any]:
     """The part of a protocol that says what was measured on."""
     return {
-        "dataset": Path(data).name,
+        "dataset": data,
         "dataset_hash": inputs.hash,
         "split": split,
         "count": len(inputs.items),

@@ -15,6 +15,7 @@ import jax
 
 from cm3leon_jax import processes
 from cm3leon_jax.checkpoint import fingerprint, write_json
+from cm3leon_jax.data.instructions import find_task
 from cm3leon_jax.data.pictures import grid, to_png
 from cm3leon_jax.decoding.generator import Generator
 from cm3leon_jax.evaluation import report
@@ -101,11 +102,14 @@ def write_reports(
     report.write_text(out / "report.md", "\n".join(markdown))
 
 
+QUESTIONS = ("question", "choice")  # templates
+
+
 def list_suites(generator: Generator, settings: Settings) -> list[str]:
     """Those that `all` stands for: what the bundle and the settings have all inputs for."""
     has_inputs = {
         "coco_fid": bool(generator.clip or settings.encoders or settings.network),
-        "vqa": settings.questions is not None,
+        "vqa": find_task(settings.data.task).template in QUESTIONS,
         "scenes": generator.experiment.data.source == "scenes",
     }
     return [name for name in SUITES if has_inputs.get(name, True)]
@@ -117,14 +121,13 @@ def _first_numbers(array: jax.Array) -> jax.Array:
 
 def _describe(settings: Settings, bundle: str) -> dict[str, Any]:
     """What a folder may not be shared by two of. Which suites run may change."""
-    files = ("reference", "questions", "annotations", "pictures")
-    paths = {name: getattr(settings, name) for name in files}
     plain = ("split", "count", "seed", "documents", "candidates", "style", "explain")
     return {
         "bundle": bundle,
         "data": settings.data.source,
         **{name: getattr(settings, name) for name in plain},
-        **{name: path and path.name for name, path in paths.items()},
+        "task": settings.data.task,
+        "reference": settings.reference and settings.reference.name,
         "network": settings.network and settings.network.name,
         "encoders": settings.encoders and settings.encoders.name,
     }

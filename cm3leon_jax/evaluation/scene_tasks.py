@@ -34,6 +34,16 @@ class Result:
     answers: Sequence[Any] | NDArray[np.uint8]  # a text or a picture (uint8 [Y X 3]) for each
     wanted: Sequence[Any] | NDArray[np.uint8]
 
+    def cards(self) -> list[tuple[list[NDArray[np.uint8]], str]]:
+        """Of each request the pictures, asked with, answered and true, and what the texts say."""
+        made = []
+        for (pictures, text), answer, wanted in zip(self.asked, self.answers, self.wanted):
+            if isinstance(answer, str):
+                made.append((pictures, f"{text} {answer} (true: {wanted})".strip()))
+            else:
+                made.append(([*pictures, answer, wanted], text))
+        return made
+
     def score(self) -> dict[str, float]:
         """Share that is right with its 95 % interval."""
         low, high = scenes.wilson(self.right.sum(), len(self.right))
@@ -52,16 +62,25 @@ def held_out_records(data: config.Data, grid: int, task: str, count: int) -> lis
 
 
 def evaluate_task(
-    generator: Generator, task: str, data: config.Data, count: int, seed: int = 0
+    generator: Generator,
+    task: str,
+    data: config.Data,
+    count: int,
+    seed: int = 0,
+    documents: int | None = None,
 ) -> Result:
-    """Answers `count` held-out requests of a task of TASKS with the bundle's sampling settings."""
+    """Answers `count` held-out requests of a task of TASKS with the bundle's sampling settings.
+
+    documents: so many retrieved ones stand in front, where the task's method takes them.
+    """
     grids = {layout.size: grid for grid, layout in scenes.LAYOUTS.items()}
     grid = grids[generator.experiment.image_tokenizer.size]
     template, run = TASKS[task]
     if not (found := held_out_records(data, grid, template, count)):
         rule = "none of the task's records is held out; give more, or another data.held_out"
         raise ValueError(f"data.count={data.count}: {rule}")
-    return run(generator, found, seed)
+    how: How = {"seed": seed} if documents is None else {"seed": seed, "documents": documents}
+    return run(generator, found, how)
 
 
 def of_templates(templates: Sequence[str]) -> list[str]:
@@ -69,65 +88,65 @@ def of_templates(templates: Sequence[str]) -> list[str]:
     return [name for name, (template, _) in TASKS.items() if template in templates]
 
 
-def _compose(generator: Generator, found: list[Record], seed: int) -> Result:
+def _compose(generator: Generator, found: list[Record], how: "How") -> Result:
     asked, wanted = [_text(r) for r in found], _last(found)
-    return _pictures(generator.images(asked, seed=seed), wanted, [([], text) for text in asked])
+    return _pictures(generator.images(asked, **how), wanted, [([], text) for text in asked])
 
 
-def _edit(generator: Generator, found: list[Record], seed: int) -> Result:
+def _edit(generator: Generator, found: list[Record], how: "How") -> Result:
     before, instructions = [_image(r, 0) for r in found], [r.instruction or "" for r in found]
-    drawn = generator.edit(before, instructions, seed=seed)
+    drawn = generator.edit(before, instructions, **how)
     asked = [([image], text) for image, text in zip(before, instructions)]
     return _pictures(drawn, _last(found), asked)
 
 
 def _from_map(kind: str) -> "Run":
-    def run(generator: Generator, found: list[Record], seed: int) -> Result:
+    def run(generator: Generator, found: list[Record], how: "How") -> Result:
         maps, texts = [_image(r, 1) for r in found], [_text(r) for r in found]
-        drawn = generator.from_structure(maps, kind, texts, seed=seed)
+        drawn = generator.from_structure(maps, kind, texts, **how)
         return _pictures(drawn, _last(found), [([m], t) for m, t in zip(maps, texts)])
 
     return run
 
 
 def _to_map(kind: str) -> "Run":
-    def run(generator: Generator, found: list[Record], seed: int) -> Result:
+    def run(generator: Generator, found: list[Record], how: "How") -> Result:
         images, maps = _last(found), np.stack([_image(r, 1) for r in found])
-        drawn = _stack(generator.to_structure(list(images), kind, seed=seed))
+        drawn = _stack(generator.to_structure(list(images), kind, **how))
         right = (np.abs(drawn.astype(int) - maps).max(-1) < 43).mean((1, 2)) >= MAP_PIXELS
         return Result(right, [([image], kind) for image in images], drawn, maps)
 
     return run
 
 
-def _boxes(generator: Generator, found: list[Record], seed: int) -> Result:
+def _boxes(generator: Generator, found: list[Record], how: "How") -> Result:
     texts, places = [_text(r) for r in found], [list(r.boxes) for r in found]
-    drawn = generator.from_boxes(texts, places, seed=seed)  # type: ignore[arg-type]
+    drawn = generator.from_boxes(texts, places, **how)  # type: ignore[arg-type]
     asked = [wording.boxes(text, box) for text, box in zip(texts, places)]  # type: ignore[arg-type]
     return _pictures(drawn, _last(found), [([], text) for text in asked])
 
 
-def _letters(generator: Generator, found: list[Record], seed: int) -> Result:
+def _letters(generator: Generator, found: list[Record], how: "How") -> Result:
     words, wanted = [_text(r) for r in found], _last(found)
-    drawn = _stack(generator.images([wording.write(word) for word in words], seed=seed))
+    drawn = _stack(generator.images([wording.write(word) for word in words], **how))
     truth = scenes.read_images(wanted, _grid(wanted), letters=True)
     read = scenes.compare(scenes.read_images(drawn, _grid(drawn), letters=True), truth)
     right = (read["presence"] == 1) & (read["shape"] == 1)
     return Result(right, [([], word) for word in words], drawn, wanted)
 
 
-def _caption(generator: Generator, found: list[Record], seed: int) -> Result:
+def _caption(generator: Generator, found: list[Record], how: "How") -> Result:
     images, wanted = _last(found), [_text(r) for r in found]
-    told = generator.caption(list(images), seed=seed)
+    told = generator.caption(list(images), **how)
     read = scenes.read_captions(told, _grid(images))
     truth = scenes.read_captions(wanted, _grid(images))
     right = scenes.compare(read, truth)["exact"] == 1
     return Result(right, [([image], "") for image in images], told, wanted)
 
 
-def _ground(generator: Generator, found: list[Record], seed: int) -> Result:
+def _ground(generator: Generator, found: list[Record], how: "How") -> Result:
     images = _last(found)
-    told = generator.caption(list(images), style="grounded", seed=seed)
+    told = generator.caption(list(images), style="grounded", **how)
     wanted = [
         f"{_text(r)} with segmentations {wording.places(r.boxes)}"  # type: ignore[arg-type]
         for r in found
@@ -135,7 +154,7 @@ def _ground(generator: Generator, found: list[Record], seed: int) -> Result:
     return _texts(told, wanted, [([image], "") for image in images])
 
 
-def _fill_words(generator: Generator, found: list[Record], seed: int) -> Result:
+def _fill_words(generator: Generator, found: list[Record], how: "How") -> Result:
     """One word that says something is missing in each caption."""
     images, wanted, told, asked = _last(found), [_text(r) for r in found], [], []
     for number, (image, text) in enumerate(zip(images, wanted)):
@@ -143,13 +162,13 @@ def _fill_words(generator: Generator, found: list[Record], seed: int) -> Result:
         places = [i for i, word in enumerate(words) if word not in ("a", "and", "on")]
         words[places[number % len(places)]] = HOLE
         document = generator.document(" ".join(words), image)
-        filled = generator.parts(generator.infill(document, seed=seed))[0]
+        filled = generator.parts(generator.infill(document, seed=how["seed"]))[0]
         told.append(str(filled))
         asked.append(([image], " ".join(words)))
     return _texts(told, wanted, asked)
 
 
-def _fill_bands(generator: Generator, found: list[Record], seed: int) -> Result:
+def _fill_bands(generator: Generator, found: list[Record], how: "How") -> Result:
     """The upper and the lower half of the pictures are missing in turn."""
     images, drawn, asked = _last(found), [], []
     size = images.shape[1]
@@ -157,16 +176,16 @@ def _fill_bands(generator: Generator, found: list[Record], seed: int) -> Result:
         top = number % 2 * size // 2
         cut = generator.mask_image(image, (0, top, size, top + size // 2))
         document = generator.document(_text(record), cut)
-        filled = generator.infill(document, seed=seed)
+        filled = generator.infill(document, seed=how["seed"])
         drawn.append(np.asarray(generator.parts(filled)[1]))
         asked.append(([np.asarray(generator.parts(document)[1])], _text(record)))
     return _pictures(drawn, images, asked)
 
 
 def _answer(explain: bool) -> "Run":
-    def run(generator: Generator, found: list[Record], seed: int) -> Result:
+    def run(generator: Generator, found: list[Record], how: "How") -> Result:
         images, questions = _last(found), [r.question or "" for r in found]
-        told = generator.answer(list(images), questions, explain=explain, seed=seed)
+        told = generator.answer(list(images), questions, explain=explain, **how)
         wanted = [r.answer or "" for r in found]
         said = [text.rpartition(REASON)[2].strip(" .") for text in told]
         asked = [([image], text) for image, text in zip(images, questions)]
@@ -176,7 +195,8 @@ def _answer(explain: bool) -> "Run":
     return run
 
 
-Run = Callable[[Generator, list[Record], int], Result]
+How = dict[str, Any]
+Run = Callable[[Generator, list[Record], How], Result]
 MAP_PIXELS = 0.98  # share of pixels nearer to their label than to another: an object has 4-20 %
 TASKS: dict[str, tuple[str, Run]] = {
     "composition": ("plain", _compose),

@@ -7,23 +7,21 @@ goes on after a kill, and several processes share it; the first of them scores.
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cm3leon_jax import config, processes
-from cm3leon_jax.data.collection import collect
 from cm3leon_jax.data.pictures import to_png
 from cm3leon_jax.decoding.generator import Generator
-from cm3leon_jax.evaluation import inputs, run
+from cm3leon_jax.evaluation import inputs, scene_tasks
 from cm3leon_jax.evaluation.captions import TOKENIZER, caption_scores
 from cm3leon_jax.evaluation.clip_score import Encoders, bundle_encoders
 from cm3leon_jax.evaluation.distances import feature_scores, text_scores
 from cm3leon_jax.evaluation.features import FeatureNetwork
 from cm3leon_jax.evaluation.inputs import Inputs, draw_inputs, read_pictures, write_bytes
 from cm3leon_jax.evaluation.parts import in_parts, read_lists
-from cm3leon_jax.evaluation.questions import from_questions
 from cm3leon_jax.evaluation.vqa import exact_accuracy, read_choice, vqa_accuracy
 from cm3leon_jax.fields import require
 
@@ -43,13 +41,10 @@ class Settings:
     documents: int | None = None  # retrieved ones in front; None: as the bundle says
     candidates: int | None = None  # coco_fid: drawn for each caption, the best by CLIP is kept
     style: str = "short"  # of captions
-    explain: bool = False  # vqa: explanations in front of answers
+    explain: bool = False  # vqa, scenes: explanations in front of answers
     reference: Path | None = None  # coco_fid: a folder of pictures, or statistics of one
     network: FeatureNetwork | None = None  # coco_fid: None for no FID and KID
     encoders: Encoders | None = None  # coco_fid: a CLIP; None for the bundle's, if it has one
-    questions: Path | None = None  # vqa: a file of `questions`, in place of `data`
-    annotations: Path | None = None
-    pictures: Path | None = None  # of those questions
 
 
 @dataclass(frozen=True)
@@ -71,7 +66,7 @@ def coco_fid(generator: Generator, settings: Settings) -> Result | None:
     encoders = settings.encoders or bundle_encoders(generator)
     rule = "use --inception FILE, or a bundle with clip/, to score pictures"
     require(encoders is not None or settings.network is not None, "inception", None, rule)
-    found = _captioned(generator, settings)
+    found = _draw(generator, settings, "captions")
     asked = [_choose(item.texts, settings.seed, item.id) for item in found.items]
     drawn = settings.out / "drawn"
 
@@ -111,7 +106,7 @@ def coco_fid(generator: Generator, settings: Settings) -> Result | None:
 
 def captions(generator: Generator, settings: Settings) -> Result | None:
     """Writes a caption of each picture: CIDEr, BLEU and ROUGE-L against all that it has."""
-    found = _captioned(generator, settings)
+    found = _draw(generator, settings, "captions")
 
     def write(rows: Sequence[int]) -> list[str]:
         return _as_list(
@@ -137,11 +132,11 @@ def captions(generator: Generator, settings: Settings) -> Result | None:
 def vqa(generator: Generator, settings: Settings) -> Result | None:
     """Answers each question: VQA accuracy where there are answers of several people, equality where
     there is one, and of questions with choices the share of right ones."""
-    found = _questions(generator, settings)
+    found = _draw(generator, settings, "questions")
     items = found.items
 
     def write(rows: Sequence[int]) -> list[str]:
-        asked = [_word(items[i]) for i in rows]
+        asked = [items[i].question for i in rows]
         pictures = list(found.pictures(rows))
         return _as_list(
             generator.answer(pictures, asked, explain=settings.explain, seed=settings.seed)
@@ -174,29 +169,33 @@ def vqa(generator: Generator, settings: Settings) -> Result | None:
 
 
 def scenes(generator: Generator, settings: Settings) -> Result | None:
-    """The exact scores of `evaluation.run` on scenes of the bundle's own data."""
+    """Every task that held-out scenes give exact answers for (`evaluation.scene_tasks`), those of
+    the bundle's own data."""
     if not processes.is_first():
         return None
-    source = generator.experiment.data.source
+    c = generator.experiment
+    source = c.data.source
     require(source == "scenes", "data.source", source, "use a bundle trained on scenes")
-    collection = collect(generator.experiment.data, generator.experiment.image_tokenizer.size)
-    side: Literal["held_out", "train"] = "held_out" if settings.split == "held_out" else "train"
-    found = run.evaluate(
-        generator, collection, side, settings.count, settings.seed, settings.documents
-    )
+    scores: dict[str, Any] = {}
+    cards: list[Card] = []
+    names = scene_tasks.of_templates(("plain", *c.data.tasks))
+    for name in names:
+        found = scene_tasks.evaluate_task(
+            generator, name, c.data, settings.count, settings.seed, settings.documents
+        )
+        scores[name] = found.score()
+        cards += found.cards()[: SHOWN // 4]
     protocol = {
         "suite": "scenes",
-        "dataset": source,
-        "split": side,
-        "count": len(found.prompts),
+        "dataset": f"{source}, seed {c.data.seed}",
+        "split": "held_out",
+        "tasks": names,
+        "count": settings.count,
         "seed": settings.seed,
-        "size": generator.experiment.image_tokenizer.size,
+        "size": c.image_tokenizer.size,
         "decode": _decode(generator, settings),
     }
-    rows = zip(found.truths[:SHOWN], found.drawn, found.prompts)
-    return Result(
-        found.scores, protocol, [], [([truth, drawn], text) for truth, drawn, text in rows]
-    )
+    return Result(scores, protocol, [], cards)
 
 
 SUITES: dict[str, Suite] = {
@@ -207,27 +206,9 @@ SUITES: dict[str, Suite] = {
 }
 
 
-def _captioned(generator: Generator, settings: Settings) -> Inputs:
-    size = generator.experiment.image_tokenizer.size
-    source = inputs.from_records(settings.data, size, settings.split, "captions")
-    return _draw(source, settings, size)
-
-
-def _questions(generator: Generator, settings: Settings) -> Inputs:
-    size = generator.experiment.image_tokenizer.size
-    if settings.questions is None:
-        return _draw(
-            inputs.from_records(settings.data, size, settings.split, "questions"), settings, size
-        )
-    rule = "use the folder of the pictures that the questions are about"
-    require(settings.pictures is not None, "pictures", None, rule)
-    assert settings.pictures is not None
-    source = from_questions(settings.questions, settings.annotations, settings.pictures)
-    return _draw(source, settings, size)
-
-
-def _draw(source: inputs.Source, settings: Settings, size: int) -> Inputs:
-    limit = settings.data.max_bad_fraction
+def _draw(generator: Generator, settings: Settings, kind: inputs.Kind) -> Inputs:
+    size, limit = generator.experiment.image_tokenizer.size, settings.data.max_bad_fraction
+    source = inputs.from_records(settings.data, size, settings.split, kind)
     return draw_inputs(settings.out, source, settings.count, settings.seed, size, limit)
 
 
@@ -258,10 +239,8 @@ def _ask(rows: Sequence[int], ask: Callable[[Sequence[int]], list[str]]) -> list
 def _protocol(
     suite: str, generator: Generator, settings: Settings, found: Inputs
 ) -> dict[str, Any]:
-    asked = settings.questions if suite == "vqa" else None
-    data = str(asked or settings.data.source)
-    split = "all" if asked else settings.split
-    about = inputs.describe(found, data, split, settings.seed)
+    data = f"{Path(settings.data.source).name} as {settings.data.task}"
+    about = inputs.describe(found, data, settings.split, settings.seed)
     return {"suite": suite} | about | {"decode": _decode(generator, settings)}
 
 
@@ -277,12 +256,6 @@ def _decode(generator: Generator, settings: Settings) -> dict[str, Any]:
 def _choose(texts: Sequence[str], seed: int, id: str) -> str:
     """One of the captions of a picture."""
     return texts[int.from_bytes(inputs.order(seed, id)[:4], "big") % len(texts)]
-
-
-def _word(item: inputs.Item) -> str:
-    if not item.choices:
-        return item.question
-    return f"{item.question}\nOptions: {', '.join(item.choices)}"
 
 
 def _counts(said: Sequence[str], refused: Sequence[str]) -> dict[str, Any]:
