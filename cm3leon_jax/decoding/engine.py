@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cm3leon_jax.decoding.logits import NEVER, Guidance, Sampling, combine, draw
-from cm3leon_jax.models.cache import empty_cache
+from cm3leon_jax.models.cache import map_caches
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.tokens.vocabulary import EOSS, PAD
 
 SEGMENT = 256  # tokens drawn before more of the cache is read
+GROWTH = 64  # and before it grows, where every layer has its own
 READ = 2048  # tokens of prompts read at once; what more would need lies beside the whole cache
 
 
@@ -102,19 +103,16 @@ def _prefill(
     table, (count, length) = model.embedding_table(), prompts.tokens.shape
     samples = rows * guidance.streams // count
     size = max(n for n in range(1, count + 1) if count % n == 0 and (n == 1 or n * length <= READ))
-    whole = empty_cache(model.config, count * samples, length + new_tokens, int8)
+    whole = model.empty_cache(count * samples, length + new_tokens, int8)
 
     def read(cache: Any, numbered: tuple[jax.Array, Prompts]) -> tuple[Any, jax.Array]:
         index, part = numbered
-        small = empty_cache(model.config, size, length, int8)
+        small = model.empty_cache(size, length, int8)
         tokens, codes_at, start = map(jnp.asarray, part)
         hidden, small = model.read_prompts(tokens, codes_at, start, small, table)
 
-        def put(store: jax.Array, new: jax.Array) -> jax.Array:
-            new, at = jnp.repeat(new, samples, axis=1), (0, index * size * samples, 0, 0, 0)
-            return jax.lax.dynamic_update_slice(store, new, at[: new.ndim])
-
-        return jax.tree.map(put, cache, small), hidden
+        put = lambda cache, rows: cache.put_rows(rows, index * size * samples, samples)  # noqa: E731
+        return map_caches(put, cache, small), hidden
 
     parts = jax.tree.map(lambda x: jnp.reshape(x, (-1, size, *x.shape[1:])), prompts)
     cache, hidden = jax.lax.scan(read, whole, (jnp.arange(count // size), parts))
@@ -142,7 +140,8 @@ def draw_codes(
     columns, so no other token can be drawn.
     """
     head = model.head_table()[model.image_start :]
-    decoder, logits, cache = _prefill(model, prompts, guidance, head, len(keys), count - 1, int8)
+    segment, room = (SEGMENT, count - 1) if model.is_stacked else (GROWTH, 0)
+    decoder, logits, cache = _prefill(model, prompts, guidance, head, len(keys), room, int8)
     length = prompts.tokens.shape[1]
 
     def choose(logits: jax.Array, index: jax.Array | int) -> jax.Array:
@@ -155,12 +154,14 @@ def draw_codes(
         tokens = codes + model.image_start
         return decoder.extend(tokens, places, length + index, cache, slots), codes
 
-    carry, parts = (logits, cache), []
-    for begin in range(0, count - 1, SEGMENT):  # the last code needs no step after it
-        end = min(begin + SEGMENT, count - 1)
-        carry, codes = jax.lax.scan(partial(step, length + end), carry, jnp.arange(begin, end))
+    parts = []
+    for begin in range(0, count - 1, segment):  # the last code needs no step after it
+        end = min(begin + segment, count - 1)
+        carry = logits, map_caches(lambda x: x.grow(length + end), cache)  # noqa: B023
+        run = partial(step, length + end)
+        (logits, cache), codes = jax.lax.scan(run, carry, jnp.arange(begin, end))
         parts.append(codes)
-    return jnp.concatenate([*parts, choose(carry[0], count - 1)[None]]).T
+    return jnp.concatenate([*parts, choose(logits, count - 1)[None]]).T
 
 
 @partial(jax.jit, static_argnames=("limit", "pieces", "closings", "int8"))

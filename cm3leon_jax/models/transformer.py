@@ -16,8 +16,15 @@ from jax.ad_checkpoint import checkpoint_name
 
 from cm3leon_jax import config
 from cm3leon_jax.models.attention import attend
-from cm3leon_jax.models.cache import Cache, attend_cache
-from cm3leon_jax.models.products import Int8, Product, choose_product, multiply_int8
+from cm3leon_jax.models.cache import Cache, attend_cache, empty_cache
+from cm3leon_jax.models.products import (
+    Int8,
+    Product,
+    Tiles,
+    choose_product,
+    multiply_int8,
+    multiply_tiles,
+)
 from cm3leon_jax.models.remat import rematerialize
 from cm3leon_jax.sharding import constrain
 
@@ -88,6 +95,12 @@ class Layers(nnx.Module):
             self.query_norm = norm((c.heads, head), "heads head", True, "layernorm")
             self.key_norm = norm((kv_heads, head), "kv_heads head", True, "layernorm")
 
+    def weights(self) -> list[tuple[str, nnx.Param, int]]:
+        """The weights of products: name, parameter, how many axes are summed."""
+        names = ("query", "key", "value", "out", "up", "gate", "down")
+        every = [(name, getattr(self, name), 2 if name == "out" else 1) for name in names]
+        return [each for each in every if each[1] is not None]
+
     def __call__(
         self,
         x: jax.Array,
@@ -99,9 +112,11 @@ class Layers(nnx.Module):
     ) -> tuple[jax.Array, Any]:
         """One layer, after the scan has sliced off L: x [B T D], positions [B T]."""
 
-        def project(axes: str, x: jax.Array, weight: nnx.Param | Int8) -> jax.Array:
+        def project(axes: str, x: jax.Array, weight: nnx.Param | Int8 | Tiles) -> jax.Array:
             if isinstance(weight, Int8):
                 return multiply_int8(axes, x, weight)
+            if isinstance(weight, Tiles):
+                return multiply_tiles(axes, x, weight)
             return product(axes, x, weight[...].astype(x.dtype))
 
         after = self.config.norm_placement == "after"
@@ -229,6 +244,8 @@ class Transformer(nnx.Module):
         """This model with its weights in the type that computes, or those of the layers in int8.
 
         A decode reads every weight once a token, so their bytes are its time. Norms stay float32.
+        On one CPU the layers stand apart: slices of stacked weights and caches would be copied at
+        every token, which is half of its time.
         """
 
         def narrow(path: Any, x: jax.Array) -> jax.Array:
@@ -236,12 +253,28 @@ class Transformer(nnx.Module):
 
         model = jax.tree_util.tree_map_with_path(narrow, self)
         if int8:
-            for name in ("query", "key", "value", "out", "up", "gate", "down"):
-                weight = getattr(self.layers, name)
-                if weight is not None:
-                    summed = (1, 2) if name == "out" else (1,)
-                    setattr(model.layers, name, nnx.data(Int8.of(weight[...], summed)))
+            for name, weight, summed in self.layers.weights():
+                rounded = Int8.of(weight[...], tuple(range(1, summed + 1)))
+                setattr(model.layers, name, nnx.data(rounded))
+        if _on_one_cpu(self.embedding[...]):
+            deep = range(self.config.layers)
+            model.layers = nnx.List([jax.tree.map(lambda x: x[i], model.layers) for i in deep])
+            for layer in () if int8 else model.layers:
+                for name, weight, summed in layer.weights():
+                    setattr(layer, name, nnx.data(Tiles.of(weight[...], summed)))
         return model
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether the layers, and so their cache, are stacked and scanned."""
+        return isinstance(self.layers, Layers)
+
+    def empty_cache(self, batch: int, slots: int, int8: bool = False) -> Any:
+        """A cache of zeros for `extend`: one, or where the layers stand apart one for each."""
+        if self.is_stacked:
+            return empty_cache(self.config, batch, slots, int8)
+        stacked = empty_cache(self.config, batch, slots, int8)
+        return [jax.tree.map(lambda x: x[i], stacked) for i in range(self.config.layers)]
 
     @property
     def image_start(self) -> int:
@@ -286,9 +319,19 @@ class Transformer(nnx.Module):
             layers, index = layer
             return layers(carry[0], positions, product, attend, index, carry[1]), None
 
+        if not self.is_stacked:
+            caches = list(cache)
+            for i, layer in enumerate(self.layers):
+                x, caches[i] = layer(x, positions, product, attend, None, caches[i])
+            return x, caches
         body = rematerialize(body, self.config.remat)
         indices = jnp.arange(self.config.layers)
         return jax.lax.scan(body, (x, cache), (self.layers, indices))[0]
+
+
+def _on_one_cpu(x: jax.Array) -> bool:
+    """Whether an array is there, and on a single device, a CPU."""
+    return not isinstance(x, jax.core.Tracer) and {d.platform for d in x.devices()} == {"cpu"} and len(x.devices()) == 1
 
 
 def rotate(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
