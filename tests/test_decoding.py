@@ -78,6 +78,15 @@ def test_cached_image_decode_equals_teacher_forcing(model):
     check_most_likely(model, prompts, codes)
 
 
+def test_layers_apart_decode_as_teacher_forcing(model):
+    c, prompts = model.config, prompts_of(model.config)
+    apart, padded = model.for_decoding(), pad_prompts([prompts], model.image_start)
+    assert model.is_stacked
+    assert not apart.is_stacked
+    codes = draw_codes(apart, padded, keys_of(3), GREEDY, Guidance(), c.image_tokens)
+    check_most_likely(model, prompts, codes)
+
+
 def test_cached_hidden_states_equal_teacher_forcing(model):
     prompts = prompts_of(model.config)
     padded = pad_prompts([prompts], model.image_start)
@@ -241,7 +250,7 @@ def test_int8_weights_keep_logits_within_two_percent(model):
     rounded = model.for_decoding(int8=True)
     weights = jax.tree.leaves(rounded.layers)
     count = 7 if c.activation == "swiglu" else 6
-    assert sum(x.dtype == jnp.int8 for x in weights) == count
+    assert sum(x.dtype == jnp.int8 for x in weights) == count * c.layers
     exact, near = (read_in_one_go(each, prompt) for each in (model, rounded))
     apart = np.linalg.norm(near - exact) / np.linalg.norm(exact)
     assert 0 < apart < 0.02

@@ -15,7 +15,7 @@ from cm3leon_jax.models.products import Int8
 
 
 class Cache(NamedTuple):
-    """Keys and values of all layers; of one, without L, as `read` gives them."""
+    """Keys and values of all layers; of one, without L and written without its index."""
 
     keys: jax.Array  # [L B K S H]
     values: jax.Array  # [L B K S H]
@@ -58,7 +58,7 @@ class Cache(NamedTuple):
         """This cache with rows of another, each `copies` times, from row `first` on."""
 
         def put(store: jax.Array, new: jax.Array) -> jax.Array:
-            at = [0] * store.ndim
+            at: list[Any] = [0] * store.ndim
             at[self._batch] = first
             new = jnp.repeat(new, copies, axis=self._batch)
             return jax.lax.dynamic_update_slice(store, new, at)
