@@ -21,7 +21,7 @@ from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.tokens.vocabulary import EOSS, PAD
 
 SEGMENT = 256  # tokens drawn before more of the cache is read
-GROWTH = 64  # and before it grows, where every layer has its own
+GROWTH = 64  # at least, and before it grows, where every layer has its own; each part is compiled
 READ = 2048  # tokens of prompts read at once; what more would need lies beside the whole cache
 
 
@@ -140,7 +140,7 @@ def draw_codes(
     columns, so no other token can be drawn.
     """
     head = model.head_table()[model.image_start :]
-    segment, room = (SEGMENT, count - 1) if model.is_stacked else (GROWTH, 0)
+    segment, room = (SEGMENT, count - 1) if model.is_stacked else (max(GROWTH, count // 8), 0)
     decoder, logits, cache = _prefill(model, prompts, guidance, head, len(keys), room, int8)
     length = prompts.tokens.shape[1]
 
