@@ -10,6 +10,7 @@ from flax import nnx
 from cm3leon_jax import config
 from cm3leon_jax.decoding.engine import count_codes, draw_codes, draw_text, pad_prompts
 from cm3leon_jax.decoding.logits import Guidance, Sampling
+from cm3leon_jax.models import transformer
 from cm3leon_jax.models.cache import empty_cache
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.sharding import make_mesh, shardings
@@ -75,6 +76,17 @@ def test_cached_image_decode_equals_teacher_forcing(model):
         c.image_tokens,
     )
     assert codes.shape == (3, c.image_tokens)
+    check_most_likely(model, prompts, codes)
+
+
+def test_layers_apart_decode_as_teacher_forcing(model, monkeypatch):
+    assert model.for_decoding().is_stacked  # as all small ones are
+    monkeypatch.setattr(transformer, "APART", 0)
+    c, prompts = model.config, prompts_of(model.config)
+    apart, padded = model.for_decoding(), pad_prompts([prompts], model.image_start)
+    assert model.is_stacked
+    assert not apart.is_stacked
+    codes = draw_codes(apart, padded, keys_of(3), GREEDY, Guidance(), c.image_tokens)
     check_most_likely(model, prompts, codes)
 
 

@@ -13,7 +13,7 @@ from test_training_step import run
 from cm3leon_jax import config
 from cm3leon_jax.models import products
 from cm3leon_jax.models.cache import empty_cache
-from cm3leon_jax.models.products import choose_product, multiply
+from cm3leon_jax.models.products import FEW, Tiles, choose_product, multiply, multiply_tiles
 from cm3leon_jax.models.transformer import Transformer
 
 
@@ -43,6 +43,18 @@ def test_gradients_of_a_product_are_those_of_einsum(axes):
     given = jax.vjp(lambda *x: multiply(axes, *x), inputs, weight)[1](gradient)
     for one, other in zip(given, expected):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("axes", ["btd,dnh->btnh", "btnh,nhd->btd", "btd,df->btf"])
+@pytest.mark.parametrize("rows", [1, FEW])
+def test_a_product_with_tiles_is_that_of_einsum(axes, rows):
+    sizes = dict(zip("btdnhf", (2, rows, 12, 3, 4, 96)))
+    inputs, weight = (
+        jax.random.normal(jax.random.key(i), [sizes[a] for a in names])
+        for i, names in enumerate(axes.split("->")[0].split(","))
+    )
+    given = multiply_tiles(axes, inputs, Tiles.of(weight, weight.ndim - 1 - ("nh" in axes[-2:])))
+    np.testing.assert_allclose(given, jnp.einsum(axes, inputs, weight), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("form", "weights"), [({}, 6), (CHAMELEON, 7)])

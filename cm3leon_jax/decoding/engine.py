@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cm3leon_jax.decoding.logits import NEVER, Guidance, Sampling, combine, draw
-from cm3leon_jax.models.cache import empty_cache
+from cm3leon_jax.models.cache import Cache, map_caches
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.tokens.vocabulary import EOSS, PAD
 
 SEGMENT = 256  # tokens drawn before more of the cache is read
+GROWTH = 64  # at least, and before it grows, where every layer has its own; each part is compiled
 READ = 2048  # tokens of prompts read at once; what more would need lies beside the whole cache
 
 
@@ -105,19 +106,16 @@ def prefill(
     table, (count, length) = model.embedding_table(), prompts.tokens.shape
     samples = rows * guidance.streams // count
     size = max(n for n in range(1, count + 1) if count % n == 0 and (n == 1 or n * length <= READ))
-    whole = empty_cache(model.config, count * samples, length + new_tokens, int8)
+    whole = model.empty_cache(count * samples, length + new_tokens, int8)
 
     def read(cache: Any, numbered: tuple[jax.Array, Prompts]) -> tuple[Any, jax.Array]:
         index, part = numbered
-        small = empty_cache(model.config, size, length, int8)
+        small = model.empty_cache(size, length, int8)
         tokens, codes_at, start = map(jnp.asarray, part)
         hidden, small = model.read_prompts(tokens, codes_at, start, small, table)
 
-        def put(store: jax.Array, new: jax.Array) -> jax.Array:
-            new, at = jnp.repeat(new, samples, axis=1), (0, index * size * samples, 0, 0, 0)
-            return jax.lax.dynamic_update_slice(store, new, at[: new.ndim])
-
-        return jax.tree.map(put, cache, small), hidden
+        put = lambda cache, rows: cache.put_rows(rows, index * size * samples, samples)  # noqa: E731
+        return map_caches(put, cache, small), hidden
 
     parts = jax.tree.map(lambda x: jnp.reshape(x, (-1, size, *x.shape[1:])), prompts)
     cache, hidden = jax.lax.scan(read, whole, (jnp.arange(count // size), parts))
@@ -163,12 +161,15 @@ def draw_codes(
     columns, so no other token can be drawn.
     """
     head = model.head_table()[model.image_start :]
-    decoder, *start = prefill(model, prompts, guidance, head, len(keys), count - 1, int8, first)
-    length, carry, parts = prompts.tokens.shape[1], tuple(start), []
-    for begin in range(0, count - 1, SEGMENT):  # the last code needs no step after it
-        end = min(begin + SEGMENT, count - 1)
-        step = partial(draw_code, decoder, keys, sampling, first, length, length + end)
-        carry, codes = jax.lax.scan(step, carry, jnp.arange(begin, end))
+    segment, room = (SEGMENT, count - 1) if model.is_stacked else (max(GROWTH, count // 8), 0)
+    decoder, *carry = prefill(model, prompts, guidance, head, len(keys), room, int8, first)
+    length, parts = prompts.tokens.shape[1], []
+    for begin in range(0, count - 1, segment):  # the last code needs no step after it
+        end = min(begin + segment, count - 1)
+        slots = length + end
+        step = partial(draw_code, decoder, keys, sampling, first, length, slots)
+        grown = carry[0], map_caches(partial(Cache.grow, slots=slots), carry[1])
+        carry, codes = jax.lax.scan(step, grown, jnp.arange(begin, end))
         parts.append(codes)
     last = jax.vmap(jax.random.fold_in, (0, None))(keys, count - 1)
     return jnp.concatenate([*parts, draw(last, carry[0], sampling)[None]]).T

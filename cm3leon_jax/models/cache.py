@@ -4,6 +4,7 @@ B batch, T query positions, S slots, N heads, K key-value heads, H head size, L 
 shared by all rows: prompts end together. Heads stand before slots, as the products want them.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,21 +15,28 @@ from cm3leon_jax.models.products import Int8
 
 
 class Cache(NamedTuple):
-    """Keys and values of all layers; of one, without L, as `read` gives them."""
+    """Keys and values of all layers; of one, without L and written without its index."""
 
     keys: jax.Array  # [L B K S H]
     values: jax.Array  # [L B K S H]
     key_scales: jax.Array | None = None  # [L B K S] float32; an int8 key is multiplied by its scale
     value_scales: jax.Array | None = None
 
+    @property
+    def _batch(self) -> int:
+        """The axis B."""
+        return self.keys.ndim - 4
+
     def write(
-        self, key: jax.Array, value: jax.Array, cursor: jax.Array | int, layer: jax.Array
+        self, key: jax.Array, value: jax.Array, cursor: jax.Array | int, layer: jax.Array | None
     ) -> "Cache":
         """This cache with a layer's key and value [B T K H] at slots cursor .. cursor + T - 1."""
 
         def put(store: Any, new: jax.Array) -> jax.Array:
-            at = (layer, 0, 0, cursor, 0)[: store.ndim]
-            return jax.lax.dynamic_update_slice(store, new[None].astype(store.dtype), at)
+            new, at = new.astype(store.dtype), (0, 0, cursor, 0)[: new.ndim]
+            if layer is not None:
+                new, at = new[None], (layer, *at)
+            return jax.lax.dynamic_update_slice(store, new, at)
 
         key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
         if self.key_scales is None:
@@ -41,9 +49,31 @@ class Cache(NamedTuple):
             put(self.value_scales, value_scale),
         )
 
-    def read(self, slots: int, layer: jax.Array) -> "Cache":
+    def read(self, slots: int, layer: jax.Array | None) -> "Cache":
         """The first `slots` slots of one layer."""
-        return jax.tree.map(lambda x: x[layer][:, :, :slots], self)
+        one = self if layer is None else jax.tree.map(lambda x: x[layer], self)
+        return jax.tree.map(lambda x: x[:, :, :slots], one)
+
+    def put_rows(self, rows: "Cache", first: jax.Array | int, copies: int) -> "Cache":
+        """This cache with rows of another, each `copies` times, from row `first` on."""
+
+        def put(store: jax.Array, new: jax.Array) -> jax.Array:
+            at: list[Any] = [0] * store.ndim
+            at[self._batch] = first
+            new = jnp.repeat(new, copies, axis=self._batch)
+            return jax.lax.dynamic_update_slice(store, new, at)
+
+        return jax.tree.map(put, self, rows)
+
+    def grow(self, slots: int) -> "Cache":
+        """This cache with at least `slots` slots, new ones zeros."""
+
+        def pad(x: jax.Array) -> jax.Array:
+            around = [(0, 0)] * x.ndim
+            around[self._batch + 2] = (0, max(slots - x.shape[self._batch + 2], 0))
+            return jnp.pad(x, around)
+
+        return jax.tree.map(pad, self)
 
 
 def empty_cache(c: config.Model, batch: int, slots: int, int8: bool = False) -> Cache:
@@ -53,6 +83,11 @@ def empty_cache(c: config.Model, batch: int, slots: int, int8: bool = False) -> 
         return Cache(jnp.zeros(shape, c.dtype), jnp.zeros(shape, c.dtype))
     stores = jnp.zeros(shape, jnp.int8), jnp.zeros(shape, jnp.int8)
     return Cache(*stores, jnp.zeros(shape[:-1]), jnp.zeros(shape[:-1]))
+
+
+def map_caches(change: Callable[..., Cache], *caches: Any) -> Any:
+    """What `change` makes of the one cache of stacked layers, or of every layer's."""
+    return jax.tree.map(change, *caches, is_leaf=lambda x: isinstance(x, Cache))
 
 
 def attend_cache(query: jax.Array, cache: Cache, start: jax.Array, cursor: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ largest absolute value), multiplied into int32 and scaled back; so are both prod
 pass, with the incoming gradient rounded likewise. The parameters themselves stay float32.
 """
 
+import math
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -85,3 +86,39 @@ def multiply_int8(axes: str, inputs: jax.Array, weight: Int8) -> jax.Array:
     """jnp.einsum of inputs and a weight whose outputs are the last axes; the scales come after."""
     outputs = jnp.einsum(axes, inputs, weight.values.astype(inputs.dtype))
     return outputs * weight.scales.astype(inputs.dtype)
+
+
+class Tiles(NamedTuple):
+    """A weight in blocks of few columns: what one CPU reads fastest in products with few rows.
+
+    XLA on CPU runs the product with such blocks on one core at 1.3 to 3 times the speed of a plain
+    one with 2 to 16 rows on two, so there are two parts, which it runs side by side.
+    """
+
+    parts: tuple[jax.Array, ...]  # each [blocks, summed, columns]
+
+    @classmethod
+    def of(cls, weight: jax.Array, summed: int) -> "Tiles":
+        """A weight whose first `summed` axes the product sums; a block is a head or 64 columns."""
+        columns = weight.shape[-1] if weight.ndim > summed + 1 else math.gcd(weight.shape[-1], 64)
+        rows = math.prod(weight.shape[:summed])
+        blocks = weight.reshape(rows, -1, columns).swapaxes(0, 1)
+        return cls(tuple(jnp.array_split(blocks, min(2, len(blocks)))))
+
+
+FEW = 64  # rows; with more, blocks are slower than the whole matrix
+
+
+def multiply_tiles(axes: str, inputs: jax.Array, weight: Tiles) -> jax.Array:
+    """jnp.einsum of inputs and a weight, where the last axes of one are the first of the other."""
+    names, outputs = axes.split("->")[0].split(",")[1], axes.split("->")[1]
+    added = sum(name in outputs for name in names)
+    lead = inputs.shape[: len(outputs) - added]
+    rows = inputs.reshape(math.prod(lead), -1)
+    if len(rows) <= FEW:
+        by = [jnp.broadcast_to(rows, (len(part), *rows.shape)) for part in weight.parts]
+        products = [jnp.einsum("grd,gdc->grc", x, part) for x, part in zip(by, weight.parts)]
+        product = jnp.concatenate([x.swapaxes(0, 1) for x in products], axis=1)
+    else:
+        product = jnp.einsum("rd,gdc->rgc", rows, jnp.concatenate(weight.parts))
+    return product.reshape(*lead, *(product.shape[1:] if added == 2 else (-1,)))

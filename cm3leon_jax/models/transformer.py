@@ -16,10 +16,19 @@ from jax.ad_checkpoint import checkpoint_name
 
 from cm3leon_jax import config
 from cm3leon_jax.models.attention import attend
-from cm3leon_jax.models.cache import Cache, attend_cache
-from cm3leon_jax.models.products import Int8, Product, choose_product, multiply_int8
+from cm3leon_jax.models.cache import Cache, attend_cache, empty_cache
+from cm3leon_jax.models.products import (
+    Int8,
+    Product,
+    Tiles,
+    choose_product,
+    multiply_int8,
+    multiply_tiles,
+)
 from cm3leon_jax.models.remat import rematerialize
 from cm3leon_jax.sharding import constrain
+
+APART = 4 << 20  # parameters from which separate layers save more time on a CPU than they compile
 
 # (query, key, value, layer index, cache) -> (context [B T N H], cache)
 Attend = Callable[..., tuple[jax.Array, Any]]
@@ -88,6 +97,12 @@ class Layers(nnx.Module):
             self.query_norm = norm((c.heads, head), "heads head", True, "layernorm")
             self.key_norm = norm((kv_heads, head), "kv_heads head", True, "layernorm")
 
+    def weights(self) -> list[tuple[str, nnx.Param, int]]:
+        """The weights of products: name, parameter, how many axes are summed."""
+        names = ("query", "key", "value", "out", "up", "gate", "down")
+        every = [(name, getattr(self, name), 2 if name == "out" else 1) for name in names]
+        return [each for each in every if each[1] is not None]
+
     def __call__(
         self,
         x: jax.Array,
@@ -99,9 +114,11 @@ class Layers(nnx.Module):
     ) -> tuple[jax.Array, Any]:
         """One layer, after the scan has sliced off L: x [B T D], positions [B T]."""
 
-        def project(axes: str, x: jax.Array, weight: nnx.Param | Int8) -> jax.Array:
+        def project(axes: str, x: jax.Array, weight: nnx.Param | Int8 | Tiles) -> jax.Array:
             if isinstance(weight, Int8):
                 return multiply_int8(axes, x, weight)
+            if isinstance(weight, Tiles):
+                return multiply_tiles(axes, x, weight)
             return product(axes, x, weight[...].astype(x.dtype))
 
         after = self.config.norm_placement == "after"
@@ -158,7 +175,7 @@ class Transformer(nnx.Module):
                 )
             self.codebook = Frozen(codebook.astype(jnp.float32), axes=("codes", "features"))
             self.code_projection = row("features embed", c.code_features, c.width, std=c.init_std)
-        self.layers = Layers(c, rngs)
+        self.layers: Any = Layers(c, rngs)  # or a list of them, one each: `for_decoding`
         self.final_norm = Norm(c.norm, (c.width,), "embed", c.norm_affine)
 
     def __call__(
@@ -229,6 +246,8 @@ class Transformer(nnx.Module):
         """This model with its weights in the type that computes, or those of the layers in int8.
 
         A decode reads every weight once a token, so their bytes are its time. Norms stay float32.
+        On one CPU the layers of a model that exceeds its caches stand apart, as XLA would copy
+        slices of stacked weights and caches at every token: half of its time at batch 8.
         """
 
         def narrow(path: Any, x: jax.Array) -> jax.Array:
@@ -236,12 +255,26 @@ class Transformer(nnx.Module):
 
         model = jax.tree_util.tree_map_with_path(narrow, self)
         if int8:
-            for name in ("query", "key", "value", "out", "up", "gate", "down"):
-                weight = getattr(self.layers, name)
-                if weight is not None:
-                    summed = (1, 2) if name == "out" else (1,)
-                    setattr(model.layers, name, nnx.data(Int8.of(weight[...], summed)))
+            for name, weight, summed in self.layers.weights():
+                rounded = Int8.of(weight[...], tuple(range(1, summed + 1)))
+                setattr(model.layers, name, nnx.data(rounded))
+        if not _on_one_cpu(self.embedding[...]) or self.config.parameters < APART:
+            return model
+        model.layers = nnx.List(_each_layer(model.layers, self.config.layers))
+        for layer in () if int8 else model.layers:
+            for name, weight, summed in layer.weights():
+                setattr(layer, name, nnx.data(Tiles.of(weight[...], summed)))
         return model
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether the layers, and so their cache, are stacked and scanned."""
+        return isinstance(self.layers, Layers)
+
+    def empty_cache(self, batch: int, slots: int, int8: bool = False) -> Any:
+        """A cache of zeros for `extend`: one, or where the layers stand apart one for each."""
+        stacked = empty_cache(self.config, batch, slots, int8)
+        return stacked if self.is_stacked else _each_layer(stacked, self.config.layers)
 
     @property
     def image_start(self) -> int:
@@ -286,9 +319,24 @@ class Transformer(nnx.Module):
             layers, index = layer
             return layers(carry[0], positions, product, attend, index, carry[1]), None
 
+        if not self.is_stacked:
+            caches = [None] * len(self.layers) if cache is None else list(cache)
+            for i, layer in enumerate(self.layers):
+                x, caches[i] = layer(x, positions, product, attend, None, caches[i])
+            return x, caches
         body = rematerialize(body, self.config.remat)
         indices = jnp.arange(self.config.layers)
         return jax.lax.scan(body, (x, cache), (self.layers, indices))[0]
+
+
+def _each_layer(stacked: Any, deep: int) -> list[Any]:
+    """What is stacked on a leading axis L, layer by layer."""
+    return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(deep)]
+
+
+def _on_one_cpu(x: jax.Array) -> bool:
+    """Whether an array lies on a CPU alone; one that is being traced lies nowhere."""
+    return not isinstance(x, jax.core.Tracer) and [d.platform for d in x.devices()] == ["cpu"]
 
 
 def rotate(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
