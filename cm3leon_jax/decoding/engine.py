@@ -162,7 +162,8 @@ def draw_codes(
     """
     head = model.head_table()[model.image_start :]
     segment, room = (SEGMENT, count - 1) if model.is_stacked else (max(GROWTH, count // 8), 0)
-    decoder, *carry = prefill(model, prompts, guidance, head, len(keys), room, int8, first)
+    decoder, *start = prefill(model, prompts, guidance, head, len(keys), room, int8, first)
+    carry = tuple(start)
     length, parts = prompts.tokens.shape[1], []
     for begin in range(0, count - 1, segment):  # the last code needs no step after it
         end = min(begin + segment, count - 1)
