@@ -69,6 +69,11 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     )
     with_data(made)
     made.add_argument("--workdir", type=Path, help="default: runs/quickstart, runs/emoji, ...")
+    made.add_argument(
+        "--fast",
+        action="store_true",
+        help="a third of the data and steps, where no recipe is named",
+    )
 
     made = verb(
         "tokenizer",

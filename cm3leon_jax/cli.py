@@ -51,15 +51,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _quickstart(options: argparse.Namespace) -> None:
     from cm3leon_jax.checkpoint import read_experiment
-    from cm3leon_jax.quickstart import quickstart
+    from cm3leon_jax.quickstart import PRETRAINING, quickstart
 
     source = options.data or (options.experiment.data.source if options.experiment else "scenes")
     name = "quickstart" if source == "scenes" else Path(source).name
     workdir = options.workdir or Path("runs") / name
-    given = options.experiment
-    if given is None and options.data is None and (workdir / "config.json").exists():
-        given = read_experiment(workdir)
-    experiment = _with_data(given or presets.for_source(source), options)
+    given, begun = options.experiment, [workdir / PRETRAINING, workdir]
+    if given is None and options.data is None:
+        found = [folder for folder in begun if (folder / "config.json").exists()]
+        given = read_experiment(found[0]) if found else None
+    if given is None:
+        usual = presets.for_source(source)
+        given = presets.fast(usual) if options.fast else usual
+    experiment = _with_data(given, options)
     scores = quickstart(experiment, workdir)["held_out"]
     print(json.dumps(scores, indent=2))
     print(f"open {workdir / 'report.html'}")

@@ -272,6 +272,18 @@ def tuned(experiment: Experiment) -> Experiment:
     return config.replace(experiment, changes)
 
 
+def fast(experiment: Experiment) -> Experiment:
+    """A third of the experiment, to see whether everything works: less data, fewer steps."""
+    fewer = {
+        "data.count": -(-experiment.data.count // 3),
+        "data.sample": -(-experiment.data.sample // 3),
+        "image_tokenizer.train.steps": -(-experiment.image_tokenizer.train.steps // 2),
+        "retriever.train.steps": -(-experiment.retriever.train.steps // 2),
+        "train.steps": -(-experiment.train.steps // 3),
+    }
+    return config.replace(experiment, fewer)
+
+
 def preset(name: str) -> Experiment:
     """A shipped experiment by name."""
     if name not in PRESETS:

@@ -30,6 +30,7 @@ from cm3leon_jax.training.metrics import read_metrics
 SCORED = 512  # held-out captions
 ASKED = 256  # held-out requests of each task
 SHOWN = 24
+PRETRAINING = "pretraining"  # folder of the model that is tuned afterwards
 TRAINING = (
     *("text tokenizer", "image tokenizer", "retriever"),
     *("transformer", "instruction tuning"),
@@ -54,7 +55,7 @@ def quickstart(experiment: config.Experiment, workdir: Path) -> dict[str, Any]:
     with clock("read"):
         collection = collect(experiment.data, experiment.image_tokenizer.size)
     has_tasks = bool(experiment.data.tasks)
-    run = workdir / "pretraining" if has_tasks else workdir
+    run = workdir / PRETRAINING if has_tasks else workdir
     bundle = _pretrain(experiment, collection, run, clock)
     if has_tasks:
         bundle = _tune(experiment, run, workdir, clock)
@@ -161,7 +162,7 @@ class Clock:
 def stage_commands(experiment: config.Experiment, workdir: Path) -> list[str]:
     """One command per stage that make the same again in another folder."""
     data, again = experiment.data, Path(f"{workdir}-again")
-    run = again / "pretraining" if data.tasks else again
+    run = again / PRETRAINING if data.tasks else again
     folder, bundle = shlex.quote(str(run)), shlex.quote(f"{again}/bundle")
     commands = [
         f"cm3leon tokenizer text {_recipe(experiment)} --workdir {folder}",

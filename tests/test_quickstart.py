@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cm3leon_jax import presets, stages
 from cm3leon_jax.cli import main
 from cm3leon_jax.training.metrics import read_metrics
 
@@ -199,3 +200,21 @@ def test_help_has_an_example_for_every_verb(capsys):
             main([verb, "--help"])
         assert stop.value.code == 0
         assert f"example: cm3leon {verb}" in capsys.readouterr().out.replace(os.linesep, " ")
+
+
+def test_fast_is_a_third_and_goes_on_as_it_began(tmp_path, monkeypatch):
+    ran = []
+
+    def begin(experiment, workdir):
+        ran.append(experiment)
+        stages.open_workdir(experiment, workdir / "pretraining")
+        stages.open_workdir(presets.tuned(experiment), workdir)
+        return {"held_out": {}}
+
+    monkeypatch.setattr("cm3leon_jax.quickstart.quickstart", begin)
+    for options in (["--fast"], []):
+        assert main(["quickstart", "--workdir", str(tmp_path / "run"), *options]) == 0
+    assert main(["quickstart", "--workdir", str(tmp_path / "whole")]) == 0
+    assert ran[0] == ran[1] == presets.fast(presets.preset("tiny"))
+    assert ran[2] == presets.preset("tiny")
+    assert 3 * ran[0].train.steps == ran[2].train.steps

@@ -41,6 +41,8 @@ def complete(request: Request, generator: Generator) -> Request:
         "temperature": c.temperature if task.draws else c.text_temperature,
         "repetition_penalty": c.repetition_penalty,
         "guidance": c.guidance,
+        "guidance_image": c.guidance_image,
+        "guidance_text": c.guidance_text,
         "top_p": c.top_p,
         "top_k": c.top_k,
     }

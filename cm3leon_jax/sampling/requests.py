@@ -67,6 +67,12 @@ TASKS = {
         lists=("image", "prompt"),
         names={"image": "map_image"},
     ),
+    "map": Task(
+        "to_structure",
+        ("image", "kind"),
+        ("guidance", "documents", *SAMPLING),
+        ("image",),
+    ),
     "boxes": Task(
         "from_boxes",
         ("prompt", "boxes"),
