@@ -1,8 +1,8 @@
 """Supervised fine-tuning (section 4 and table 4 of arXiv 2309.02591) of a pretrained preset: 30B
 tokens of instruction data in batches of 2M at a rate of 5e-5 after 150 steps of warmup; the CM3
 objective on the whole sequence, instructions too. The paper states neither decay nor retrieval:
-here the rate falls to a tenth, documents stand alone. Needs text.model and image_tokenizer/ of the
-pretrained run, copied into the new --workdir. On all tasks of the paper: `train
+here the rate falls to a tenth, documents stand alone. Takes the tokenizers of the pretrained run,
+train.start_from, into the new --workdir. On all tasks of the paper: `train
 --config.data.mixture=mixtures/instruct.gin` (docs/instructions.md). Loss on the answers alone:
 --config.objective.answer_only=true; answers read last, as they are decoded, in half of the
 documents: --config.objective.answer_last=0.5.

@@ -158,3 +158,21 @@ def test_a_folder_without_a_model_is_one_line(run, tmp_path, capsys):
     open_workdir(experiment(**{"train.start_from": str(tmp_path / "nothing")}), workdir)
     assert main(["train", "--workdir", str(workdir)]) == 2
     assert capsys.readouterr().err.startswith(f"cm3leon: {tmp_path / 'nothing'}: has no config")
+
+
+@pytest.mark.parametrize("part", ["", "bundle"])
+def test_a_run_takes_the_tokenizers_of_what_it_starts_from_and_with_a_mixture_its_documents(
+    run, tmp_path, part
+):
+    start = run / part
+    c = experiment(**{"train.start_from": str(start), "train.steps": 1}, **NO_STEP)
+    open_workdir(c, tmp_path)
+    assert (tmp_path / "text.model").read_bytes() == (run / "text.model").read_bytes()
+    assert not (tmp_path / "documents").exists()
+    mixed = config.replace(c, {"data.mixture": f"{run}:image_first=1"})
+    open_workdir(mixed, tmp_path)
+    assert (tmp_path / "documents").exists() == (part == "")
+    if part == "":
+        bundle = train_transformer(mixed, tmp_path)
+        for ours, theirs in zip(parameters(bundle), parameters(run / "bundle"), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
