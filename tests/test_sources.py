@@ -12,6 +12,7 @@ from cm3leon_jax import config
 from cm3leon_jax.data import emoji, sources
 from cm3leon_jax.data.pictures import to_png
 from cm3leon_jax.data.records import Skipped
+from cm3leon_jax.data.sources import tasks_with_records, told_of
 
 PICTURE = to_png(np.zeros((4, 4, 3), np.uint8))
 SIZE = 32  # pixels of procedural pictures
@@ -476,3 +477,17 @@ def test_emoji_are_one_part_and_need_their_font(tmp_path):
     records = list(sources.read(part, data, SIZE, skipped))
     assert (len(records), skipped.seen) == (3, 3)
     assert {record.license for record in records} == {emoji.LICENSE}
+
+
+def test_tasks_tell_the_same_records_unless_other_ones_are_made_for_them():
+    tasks = ("edit", "edges", "edges_of", "question")
+    scenes = config.Data(source="scenes", tasks=tasks)
+    assert told_of(scenes) == {
+        "edit": "edit",
+        "edges": "edges",
+        "edges_of": "edges",
+        "question": "",
+    }
+    folder = config.Data(source="mine", tasks=tasks)
+    assert told_of(folder) == {"edit": "", "edges": "edges", "edges_of": "edges", "question": ""}
+    assert tasks_with_records(config.Data(source="emoji", tasks=("edit",))) == ["edit"]

@@ -21,6 +21,7 @@ from cm3leon_jax import config
 from cm3leon_jax.data import archives, datasets, emoji, folders, scene_records, scenes, tables
 from cm3leon_jax.data.instructions import describe, find_task, list_files
 from cm3leon_jax.data.records import Found, Place, Record, Scan, Skipped
+from cm3leon_jax.tokens import wording
 
 SCANS: dict[str, Scan] = {
     "jsonl": tables.scan_jsonl,
@@ -124,12 +125,17 @@ def for_task(data: config.Data, task: str) -> config.Data:
 
 def told_of(data: config.Data) -> dict[str, str]:
     """For each of `data.tasks` the first task that tells the same records, maybe itself; "" where
-    they are those of `data.task`, as in every source but made ones."""
-    if data.source not in ("scenes", "emoji"):
-        return dict.fromkeys(data.tasks, "")
-    kind = scene_records.kind_of if data.source == "scenes" else str
+    they are those of `data.task`."""
+    kinds = {"scenes": scene_records.kind_of, "emoji": str}
+    kind = kinds.get(data.source, _map_of)
     first = {kind(data.task): ""}
     return {task: first.setdefault(kind(task), task) for task in data.tasks}
+
+
+def _map_of(task: str) -> str:
+    """The kind of map that is made for a task, or "": then records are told as they are read."""
+    kind = find_task(task).template.removesuffix("_of")
+    return kind if kind in wording.STRUCTURES else ""
 
 
 def tasks_with_records(data: config.Data) -> list[str]:
