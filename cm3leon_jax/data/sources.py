@@ -12,7 +12,7 @@ source, however large the parts are.
 """
 
 import glob
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -126,7 +126,7 @@ def for_task(data: config.Data, task: str) -> config.Data:
 def told_of(data: config.Data) -> dict[str, str]:
     """For each of `data.tasks` the first task that tells the same records, maybe itself; "" where
     they are those of `data.task`."""
-    kinds = {"scenes": scene_records.kind_of, "emoji": str}
+    kinds: dict[str, Callable[[str], str]] = {"scenes": scene_records.kind_of, "emoji": str}
     kind = kinds.get(data.source, _map_of)
     first = {kind(data.task): ""}
     return {task: first.setdefault(kind(task), task) for task in data.tasks}
