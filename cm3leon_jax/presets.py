@@ -167,6 +167,20 @@ def _tiny() -> Experiment:
     )
 
 
+def _scenes_full() -> Experiment:
+    """The quickstart on scenes with time: five times as many steps and documents."""
+    tiny = _tiny()
+    return replace(
+        tiny,
+        image_tokenizer=replace(
+            tiny.image_tokenizer,
+            train=replace(tiny.image_tokenizer.train, steps=6000, sample_every=1000),
+        ),
+        data=replace(tiny.data, count=240_000),
+        train=replace(tiny.train, steps=18_000, sample_every=3000, save_every=1000),
+    )
+
+
 def _tiny_emoji() -> Experiment:
     """The quickstart on emoji: 64 codes per picture, a wider model, longer rows."""
     tiny = _tiny()
@@ -203,6 +217,7 @@ def _tiny_folder() -> Experiment:
 
 PRESETS = {
     "tiny": _tiny(),
+    "scenes_full": _scenes_full(),
     "tiny_emoji": _tiny_emoji(),
     "tiny_folder": _tiny_folder(),
     "350m": _cm3leon(Model(layers=24, width=1024, heads=16, mlp=4096), 6e-4, 1.4e12),
