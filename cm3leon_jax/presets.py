@@ -73,7 +73,7 @@ def _tiny() -> Experiment:
             context=256,
             specials=64,
             sentinels=32,
-            text_pieces=256,
+            text_pieces=384,
             image_codes=1024,
             image_tokens=16,
             activation="relu",  # on CPU a step with gelu takes 1.9 times as long
@@ -153,7 +153,7 @@ def _tiny() -> Experiment:
             beta2=0.95,
             weight_decay=0.01,
         ),
-        train=Train(steps=3600, batch=6, log_every=20, sample_every=900, save_every=200),
+        train=Train(steps=2000, batch=6, log_every=20, sample_every=1000, save_every=200),
         mesh=Mesh(data=1, fsdp=1),  # one device, however many there are
         decode=Decode(
             temperature=0.2,
@@ -177,7 +177,7 @@ def _scenes_full() -> Experiment:
             train=replace(tiny.image_tokenizer.train, steps=6000, sample_every=1000),
         ),
         data=replace(tiny.data, count=240_000),
-        train=replace(tiny.train, steps=18_000, sample_every=3000, save_every=1000),
+        train=replace(tiny.train, steps=10_000, sample_every=2000, save_every=1000),
     )
 
 
@@ -276,13 +276,21 @@ def with_run(experiment: Experiment, run: str) -> Experiment:
     return config.replace(experiment, RUNS[run])
 
 
+# Of the documents that the quickstart is tuned on; other tasks, and plain documents, have 1.
+SHARES = {"edit": 3, "question": 2, "write": 2, "infill": 2}
+
+
 def tuned(experiment: Experiment) -> Experiment:
-    """The experiment's instruction tuning, the last stage of the quickstart: as many steps again
-    over `data.tasks`, in most of whose documents the answer alone is masked."""
+    """The experiment's instruction tuning, the last stage of the quickstart, on `data.tasks`.
+
+    Unlike the paper's it counts answers alone: of what the tasks ask, pictures above all, a model
+    this small learns nothing that it needs.
+    """
     changes = {
         "retrieval.alone": 0.8,
-        "objective.answer_last": 0.7,
-        "optimizer.learning_rate": experiment.optimizer.learning_rate / 2,
+        "objective.answer_last": 0.9,
+        "objective.answer_only": True,
+        "train.steps": round(2.3 * experiment.train.steps),
     }
     return config.replace(experiment, changes)
 

@@ -49,6 +49,7 @@ from cm3leon_jax.models.clip import embed_pictures, embed_texts, text_batch
 from cm3leon_jax.models.image_codes import decode_codes, encode_pictures
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.models.vqgan import VQGAN
+from cm3leon_jax.presets import SHARES
 from cm3leon_jax.retrieval.index import Search, build_faiss, choose_kind
 from cm3leon_jax.retrieval.join import explain, join, summarize
 from cm3leon_jax.retrieval.memory import Documents, Memory
@@ -270,9 +271,12 @@ def prepare_tasks(experiment: config.Experiment, workdir: Path, run: Path) -> No
 
 
 def mixture_of_tasks(data: config.Data, workdir: Path, run: Path) -> str:
-    """The documents of a run as they are and told by each of `data.tasks`, in equal shares."""
-    places = [f"{workdir / of if of else run}:{task}" for task, of in told_of(data).items()]
-    return ",".join(f"{place}=1" for place in (str(run), *places))
+    """The documents of a run as they are and told by each of `data.tasks`."""
+    shares = {str(run): 1} | {
+        f"{workdir / of if of else run}:{task}": SHARES.get(task, 1)
+        for task, of in told_of(data).items()
+    }
+    return ",".join(f"{place}={share}" for place, share in shares.items())
 
 
 def for_one_task(experiment: config.Experiment, task: str, run: Path) -> config.Experiment:

@@ -16,6 +16,7 @@ from cm3leon_jax.decoding.logits import Guidance, Sampling
 from cm3leon_jax.decoding.memory import Retrieved
 from cm3leon_jax.decoding.parts import Pictures, one_or_list, pair, read_text
 from cm3leon_jax.decoding.prompts import (
+    UNKNOWN,
     Ids,
     edit_streams,
     image_streams,
@@ -112,7 +113,7 @@ class Instructed(Loaded):
         is_one, pictures, kinds = pair(image, "kind", kind)
         pixels = self.pixels(pictures)
         found = self.find(pixels, documents)
-        unused = [Text(())] * len(kinds)
+        unused = [UNKNOWN] * len(kinds)
         rows = self._rows(map_streams, wording.inverse(kind), pixels, unused, found)
         sampling = self.drawer.image_sampling(temperature, top_p, top_k)
         return one_or_list(is_one, self._draw(rows, self._guide(guidance), sampling, seed))
