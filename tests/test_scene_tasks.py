@@ -8,8 +8,9 @@ import pytest
 from cm3leon_jax import config
 from cm3leon_jax.data.records import is_held_out
 from cm3leon_jax.data.scene_records import records
-from cm3leon_jax.evaluation import scene_tasks
+from cm3leon_jax.evaluation import scene_tasks, suites
 from cm3leon_jax.evaluation.scene_tasks import TASKS, evaluate_task, held_out_records, of_templates
+from cm3leon_jax.evaluation.scenes import wilson
 from cm3leon_jax.presets import preset
 from cm3leon_jax.tokens import wording
 
@@ -88,3 +89,20 @@ def test_scores_are_given_for_what_was_trained_on():
     assert of_templates(()) == []
     assert set(of_templates(("plain", *DATA.tasks))) == set(scene_tasks.TASKS)
     assert config.Data().tasks == ()
+
+
+def test_the_suite_scores_what_the_bundle_was_trained_on(tmp_path):
+    plain = config.replace(preset("tiny"), {"data.tasks": ()})
+    generator = answer_with("composition", 0)
+    generator.experiment, generator.memory, generator.int8 = plain, None, False
+    found = suites.scenes(generator, suites.Settings(tmp_path, plain.data, count=COUNT))
+    assert found.scores == dict.fromkeys(
+        ("composition", "captions"),
+        {"mean": 1.0, "low": wilson(12, 12)[0], "high": 1.0, "count": 12},
+    )
+    assert found.protocol["tasks"] == ["composition", "captions"]
+    assert len(found.cards) == 12
+    other = config.replace(plain, {"data.source": "emoji"})
+    generator.experiment = other
+    with pytest.raises(ValueError, match="data.source='emoji': use a bundle trained on scenes"):
+        suites.scenes(generator, suites.Settings(tmp_path, other.data, count=COUNT))
