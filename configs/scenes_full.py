@@ -1,6 +1,6 @@
-"""The quickstart on scenes with time: 10,000 steps of pretraining and 23,000 on all tasks.
+"""The quickstart on scenes with time: 8,000 steps of pretraining and 27,600 on all tasks.
 
-Expect: more than docs/quickstart.md says of the 2,000 and 4,600 steps of tiny (not measured yet).
+Expect: more than docs/quickstart.md says of the 1,500 and 5,175 steps of tiny (not measured yet).
 Cost: about 80 minutes on two CPU cores (five times tiny's steps, not measured), 3 GiB of memory.
 Run:  cm3leon quickstart --config scenes_full --workdir runs/scenes_full
 """

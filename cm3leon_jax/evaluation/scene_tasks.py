@@ -16,6 +16,7 @@ from cm3leon_jax import config
 from cm3leon_jax.data.records import Record, is_held_out
 from cm3leon_jax.data.scene_records import count as count_records
 from cm3leon_jax.data.scene_records import records
+from cm3leon_jax.data.scenes import CELL, SHAPES, SIZES, Object, Scene, paint_labels, segmentation
 from cm3leon_jax.data.sources import for_task
 from cm3leon_jax.decoding.generator import Generator
 from cm3leon_jax.decoding.parts import HOLE
@@ -113,7 +114,7 @@ def _to_map(kind: str) -> "Run":
     def run(generator: Generator, found: list[Record], how: "How") -> Result:
         images, maps = _last(found), np.stack([_image(r, 1) for r in found])
         drawn = _stack(generator.to_structure(list(images), kind, **how))
-        right = (np.abs(drawn.astype(int) - maps).max(-1) < 43).mean((1, 2)) >= MAP_PIXELS
+        right = (_read_maps(drawn) == _read_maps(maps)).all(1)
         return Result(right, [([image], kind) for image in images], drawn, maps)
 
     return run
@@ -197,7 +198,6 @@ def _answer(explain: bool) -> "Run":
 
 How = dict[str, Any]
 Run = Callable[[Generator, list[Record], How], Result]
-MAP_PIXELS = 0.98  # share of pixels nearer to their label than to another: an object has 4-20 %
 TASKS: dict[str, tuple[str, Run]] = {
     "composition": ("plain", _compose),
     "captions": ("plain", _caption),
@@ -229,6 +229,18 @@ def _texts(
     told: Sequence[str], wanted: Sequence[str], asked: list[tuple[list[NDArray[np.uint8]], str]]
 ) -> Result:
     return Result(np.array([a == b for a, b in zip(told, wanted)]), asked, told, wanted)
+
+
+def _read_maps(maps: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Which map of a cell, empty or of a shape in a size, is nearest to each cell: [B cells]."""
+    shown = [Scene((), "white")]
+    shown += [Scene((Object(s, "red", e, 0),), "white") for s in SHAPES for e in SIZES]
+    forms = np.stack([paint_labels(segmentation(one))[:CELL, :CELL] for one in shown])
+    layout = scenes.LAYOUTS[_grid(maps)]
+    corners = [layout.corner(cell) for cell in range(layout.grid**2)]
+    cells = np.stack([maps[:, y : y + CELL, x : x + CELL] for y, x in corners], axis=1)
+    apart = cells[:, :, None].astype(np.float32) - forms
+    return np.square(apart).sum((3, 4, 5)).argmin(2)
 
 
 def _stack(drawn: Any) -> NDArray[np.uint8]:
