@@ -132,7 +132,7 @@ def test_losses_are_those_of_training_on_every_mesh_of_t5x(made, batch):
 
     for shape in ((8, 1), (2, 4)):
         mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(shape), ("data", "model"))
-        put = lambda x, names: jax.device_put(  # noqa: E731
+        put = lambda x, names, mesh=mesh: jax.device_put(  # noqa: E731
             x, jax.NamedSharding(mesh, jax.P(*(RULES.get(name) for name in names)))
         )
         with mesh:  # as T5X sets it
@@ -173,7 +173,7 @@ def test_checkpoints_are_those_of_t5x_and_come_back_on_another_mesh(made, tmp_pa
         name: x.shape for name, x in wanted.items() if hasattr(x, "shape")
     }
 
-    with pytest.raises(ValueError, match="checkpoint_7.*is there already"):
+    with pytest.raises(ValueError, match=r"checkpoint_7.*is there already"):
         write_state(tmp_path, state)
     other = config.replace(c, {"model.mlp": 32})
     form = t5x.network_form(other)
