@@ -266,6 +266,7 @@ def _add_suites(made: argparse.ArgumentParser) -> None:
     made.add_argument("--candidates", type=_positive, metavar="M", help="coco_fid: best of M")
     made.add_argument("--reference", type=Path, help="coco_fid: folder of pictures, or .npz")
     made.add_argument("--inception", type=Path, metavar="FILE", help="coco_fid: weights of FID")
+    made.add_argument("--clip", type=Path, metavar="FOLDER", help="coco_fid: a published CLIP")
     made.add_argument(
         "--resampling", choices=("pytorch-fid", "torch-fidelity"), default="pytorch-fid"
     )

@@ -200,9 +200,11 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _evaluate_suites(options: argparse.Namespace) -> None:
     from cm3leon_jax.decoding.generator import load
+    from cm3leon_jax.evaluation.clip_score import Encoders
     from cm3leon_jax.evaluation.features import FeatureNetwork
     from cm3leon_jax.evaluation.results import evaluate_suites, list_suites, show
     from cm3leon_jax.evaluation.suites import Settings
+    from cm3leon_jax.interop.clip import read_clip
     from cm3leon_jax.interop.inception import read_inception
 
     if options.out is None or options.images is not None:
@@ -218,6 +220,9 @@ def _evaluate_suites(options: argparse.Namespace) -> None:
         given["documents"] = options.documents
     if options.inception:
         given["network"] = FeatureNetwork(read_inception(options.inception), options.resampling)
+    if options.clip:
+        clip = read_clip(options.clip)
+        given["encoders"] = Encoders(clip.name, clip.pictures, clip.texts)
     settings = Settings(**given | {"data": data, "seed": options.seed})
     suites = list_suites(generator, settings) if options.suite == "all" else [options.suite]
     results = evaluate_suites(generator, suites, settings, options.against)

@@ -278,6 +278,7 @@ class Retriever:
     text_heads: int = 8
     text_tokens: int = 77  # longest text with its start and end; longer ones are cut
     embedding: int = 512  # numbers of a vector
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"  # OpenAI's; OpenCLIP's own networks
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of the computation
     optimizer: Optimizer = field(
         default_factory=lambda: Optimizer(
@@ -300,6 +301,7 @@ class Retriever:
             check(width % getattr(self, f"{prefix}heads") == 0, f"{prefix}heads", rule)
         check(self.text_tokens >= 3, "text_tokens", "must hold a start, a piece and an end")
         require_choice("retriever.dtype", self.dtype, ("bfloat16", "float32"))
+        require_choice("retriever.activation", self.activation, ("quick_gelu", "gelu"))
         accumulate = self.train.accumulate
         rule = "a contrastive loss compares the whole batch; use 1"
         require(accumulate == 1, "retriever.train.accumulate", accumulate, rule)

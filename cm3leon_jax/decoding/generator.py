@@ -147,7 +147,8 @@ class Generator(Instructed):
         if self.clip is None or not is_ranked:
             return [Pillow.fromarray(picture) for picture in pixels]
         pixels = pixels.reshape(len(texts), count, *pixels.shape[1:])
-        scores = pools.score(self.clip, texts, pixels)
+        ids = [self.clip_tokenizer.encode(each) for each in prompts]
+        scores = pools.score(self.clip, ids, pixels)
         pairs = [
             (Pillow.fromarray(pixels[row, i]), float(scores[row, i]))
             for row, numbers in enumerate(pools.best(scores, n))
