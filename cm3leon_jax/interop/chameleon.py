@@ -6,7 +6,7 @@ tokenizer is small and read whole: its encoder stands among the shards, its deco
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from cm3leon_jax import checkpoint, config
 from cm3leon_jax.fields import require
 from cm3leon_jax.interop import vq
-from cm3leon_jax.interop.cards import Licence, read_licence, write_card
+from cm3leon_jax.interop.cards import read_licence, write_card
 from cm3leon_jax.interop.chameleon_form import OURS, read_form, rows, write_form
 from cm3leon_jax.interop.chameleon_ids import Ids, order_ids, same_order, special_names
 from cm3leon_jax.interop.shards import Shards, read_json, write_file, write_shards
