@@ -161,7 +161,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument(
         "--from_torch",
         action="store_true",
-        help="make TO.safetensors of a .ckpt, .pt or .pth file, in a process that reads tensors only",
+        help="make TO.safetensors of a .ckpt, .pt or .pth, in a process that reads only tensors",
     )
     made.add_argument(
         "--size", type=_positive, help="pixels a side of an image tokenizer's pictures (256)"

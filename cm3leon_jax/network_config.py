@@ -202,7 +202,7 @@ class ImageTokenizer:
     codes: int = 8192
     width: int = 256  # of a code
     normalize: bool = False  # codes and latents on the unit sphere
-    # How codes move; gumbel: a layer scores them (taming's, read from others' weights, not trained).
+    # How codes move; gumbel: a layer scores them (read from others, not trained).
     quantizer: Literal["gradient", "ema", "gumbel"] = "gradient"
     decay: float = 0.98  # of the moving averages of code usage and, with "ema", of the codes
     restart: float = 0.03  # a code used less than this times the mean moves to a latent; 0: never

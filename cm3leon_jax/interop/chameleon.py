@@ -58,9 +58,8 @@ def read_directory(source: Path, target: Path) -> None:
 
     forms: dict[str, Any] = {}
     for name, row in table.items():
-        shape = np.empty(row.shapes[0], np.bool_)
-        shape = row.take(shape).shape if row.layer is not None else row.shapes[0]
-        form = shape if row.layer is None else (m.layers, *shape), shards.tensors[name].dtype
+        shape = row.shape if row.layer is None else (m.layers, *row.shape)
+        form = shape, shards.tensors[name].dtype
         if forms.setdefault(row.ours, form) != form:
             dtypes = f"{form[1]}, other layers {forms[row.ours][1]}"
             raise ValueError(f"tensor {name}: has dtype {dtypes}; save all in one")

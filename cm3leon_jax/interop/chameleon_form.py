@@ -175,9 +175,15 @@ def rows(m: config.Model, ids: Ids, groups: int = 1) -> list[Row]:
         return x
 
     def row(
-        theirs: str, ours: str, fields: str, *shapes: Shape, take: Any = same, give: Any = same
-    ):
-        made.append(Row(theirs, ours, layer, shapes, take, give, fields))
+        theirs: str,
+        ours: str,
+        fields: str,
+        *shapes: Shape,
+        shape: Shape | None = None,
+        take: Any = same,
+        give: Any = same,
+    ) -> None:
+        made.append(Row(theirs, ours, layer, shape or shapes[0], shapes, take, give, fields))
 
     def restore(x: Numbers) -> Numbers:
         back = np.empty_like(x)
@@ -207,6 +213,7 @@ def rows(m: config.Model, ids: Ids, groups: int = 1) -> list[Row]:
                 f"layers.{name}",
                 f"{field}, {sizes}",
                 (n * head, wide),
+                shape=(wide, n, head),
                 take=lambda x, n=n: x.T.reshape(wide, n, head),
                 give=lambda x: x.reshape(wide, -1).T,
             )
@@ -225,21 +232,16 @@ def rows(m: config.Model, ids: Ids, groups: int = 1) -> list[Row]:
             "layers.out",
             f"num_attention_heads, {sizes}",
             (wide, heads * head),
+            shape=(heads, head, wide),
             take=lambda x: x.T.reshape(heads, head, wide),
             give=lambda x: x.reshape(-1, wide).T,
         )
-        for theirs, name, shape in (
-            ("gate", "gate", (m.mlp, wide)),
-            ("up", "up", (m.mlp, wide)),
-            ("down", "down", (wide, m.mlp)),
+        turn: dict[str, Any] = {"take": np.transpose, "give": np.transpose}
+        for name, shape in (
+            ("gate", (m.mlp, wide)),
+            ("up", (m.mlp, wide)),
+            ("down", (wide, m.mlp)),
         ):
-            field, turn = f"intermediate_size, {sizes}", np.transpose
-            row(
-                f"{at}mlp.{theirs}_proj.weight",
-                f"layers.{name}",
-                field,
-                shape,
-                take=turn,
-                give=turn,
-            )
+            theirs, field = f"{at}mlp.{name}_proj.weight", f"intermediate_size, {sizes}"
+            row(theirs, f"layers.{name}", field, shape, shape=shape[::-1], **turn)
     return made

@@ -21,7 +21,7 @@ from cm3leon_jax.presets import preset
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the command line may say: the experiment that an image tokenizer is for, and its size."""
+    """What a command may say: the experiment that an image tokenizer is for, and its size."""
 
     experiment: config.Experiment | None = None
     size: int | None = None  # pixels a side, where a file of weights does not say it

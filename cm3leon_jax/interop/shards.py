@@ -137,8 +137,8 @@ def refuse_pickle(source: Path) -> None:
         raise ValueError(f"{source}: is not there, or empty; give a file or a folder of weights")
     if pickles and not any(path.suffix == ".safetensors" for path in files):
         raise ValueError(
-            f"{pickles[0]}: is a pickle, which can run any code; make safetensors of it in a process"
-            f" of its own: cm3leon convert --from_torch {pickles[0]} OUT.safetensors"
+            f"{pickles[0]}: is a pickle, which can run any code; make safetensors of it in a"
+            f" process of its own: cm3leon convert --from_torch {pickles[0]} OUT.safetensors"
         )
 
 

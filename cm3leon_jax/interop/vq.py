@@ -140,6 +140,11 @@ FAMILIES = {"taming": TAMING, "llamagen": LLAMAGEN, "diffusers": DIFFUSERS}
 
 def rows(family: Family, c: config.ImageTokenizer, prefix: str = "") -> list[Row]:
     """Every array of the network of this config but `OWN`, with its name in the family."""
+    last = len(c.multipliers) - 1
+
+    def turn(found: re.Match[str]) -> str:
+        return f".{last - int(found[1])}."  # taming counts its decoder's levels from the fine ones
+
     made = []
     for ours, shape in _shapes(c).items():
         if ours in OWN:
@@ -149,8 +154,7 @@ def rows(family: Family, c: config.ImageTokenizer, prefix: str = "") -> list[Row
             theirs = re.sub(pattern, name, theirs)
         if c.quantizer == "gumbel":
             theirs = theirs.replace("quantize.embedding", "quantize.embed")
-        last = len(c.multipliers) - 1  # taming counts its decoder's levels from the fine ones
-        theirs = re.sub(r"\.-(\d+)\.", lambda found: f".{last - int(found[1])}.", theirs)
+        theirs = re.sub(r"\.-(\d+)\.", turn, theirs)
         made.append(Row(prefix + theirs, ours, shape))
     return made
 

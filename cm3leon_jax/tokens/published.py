@@ -20,8 +20,8 @@ class PublishedTokenizer(TextTokenizer):
         self.model = model
         try:
             content = json.loads(model)
-            theirs, own = content["tokenizer"], {"added_tokens": [], "post_processor": None}
-            self._tokenizer = Tokenizer.from_str(json.dumps(theirs | own))
+            plain = content["tokenizer"] | {"added_tokens": [], "post_processor": None}
+            self._tokenizer = Tokenizer.from_str(json.dumps(plain))
             self._ids: list[int] = content["ids"]
         except Exception as error:  # the library raises bare Exceptions
             rule = "convert its model again"
