@@ -62,9 +62,8 @@ class Row:
     theirs: str
     ours: str
     layer: int | None
-    shapes: tuple[
-        Shape, ...
-    ]  # of theirs: the one that transformers writes, and others that mean it
+    shape: Shape  # of ours, without the layers
+    shapes: tuple[Shape, ...]  # of theirs: that of transformers, and others that mean the same
     take: Callable[[Numbers], Numbers]
     give: Callable[[Numbers], Numbers]
     fields: str  # of config.json that say the shape
@@ -191,7 +190,7 @@ def rows(m: config.Model, ids: Ids, groups: int = 1) -> list[Row]:
         return back
 
     layer: int | None = None
-    table = {"take": lambda x: x[order], "give": restore}
+    table: dict[str, Any] = {"take": lambda x: x[order], "give": restore}
     row("model.embed_tokens.weight", "embedding", "vocab_size, hidden_size", (v, wide), **table)
     if not m.tie_embeddings:
         row("lm_head.weight", "head", "vocab_size, hidden_size", (v, wide), **table)
