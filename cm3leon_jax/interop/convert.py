@@ -80,9 +80,9 @@ def _read_image_tokenizer(source: Path, target: Path, wishes: Wishes) -> None:
     """The beginning of a work directory: `image_tokenizer/network`, and the config that fits it."""
     c, network, digests = vq.read_tokenizer(source, wishes.size)
     base = wishes.experiment or preset("350m")
-    model = replace(base.model, image_codes=c.codes, image_tokens=c.grid**2)
     c = replace(c, train=base.image_tokenizer.train, optimizer=base.image_tokenizer.optimizer)
     try:
+        model = replace(base.model, image_codes=c.codes, image_tokens=c.grid**2)
         experiment = replace(base, model=model, image_tokenizer=c)
     except ValueError as error:
         rule = "give an experiment that it fits with --config or --gin_file"
