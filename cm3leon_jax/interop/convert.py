@@ -82,7 +82,9 @@ def _read_image_tokenizer(source: Path, target: Path, wishes: Wishes) -> None:
     base = wishes.experiment or preset("350m")
     c = replace(c, train=base.image_tokenizer.train, optimizer=base.image_tokenizer.optimizer)
     try:
-        model = replace(base.model, image_codes=c.codes, image_tokens=c.grid**2)
+        features = c.width if base.model.code_features else 0
+        sizes = {"image_codes": c.codes, "image_tokens": c.grid**2, "code_features": features}
+        model = replace(base.model, **sizes)
         experiment = replace(base, model=model, image_tokenizer=c)
     except ValueError as error:
         rule = "give an experiment that it fits with --config or --gin_file"
