@@ -1,4 +1,4 @@
-"""Chameleon's directories: transformers' own logits and codes, both ways bit for bit, end to end."""
+"""Chameleon directories: transformers' logits and codes, bit for bit both ways, end to end."""
 
 import json
 import shutil

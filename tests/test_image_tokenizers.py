@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -93,9 +94,8 @@ def _rename(shapes):
     ],
 )
 def test_a_tensor_that_does_not_fit_is_named(change, said, tmp_path):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
         convert(write(tmp_path / "vq", "taming", change), tmp_path / "run")
-    assert str(error.value).startswith(said)
     assert not (tmp_path / "run").exists()
 
 

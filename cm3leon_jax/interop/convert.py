@@ -83,7 +83,11 @@ def _read_image_tokenizer(source: Path, target: Path, wishes: Wishes) -> None:
     c = replace(c, train=base.image_tokenizer.train, optimizer=base.image_tokenizer.optimizer)
     try:
         features = c.width if base.model.code_features else 0
-        sizes = {"image_codes": c.codes, "image_tokens": c.grid**2, "code_features": features}
+        sizes: dict[str, Any] = {
+            "image_codes": c.codes,
+            "image_tokens": c.grid**2,
+            "code_features": features,
+        }
         model = replace(base.model, **sizes)
         experiment = replace(base, model=model, image_tokenizer=c)
     except ValueError as error:
