@@ -148,7 +148,12 @@ class Checkpoints:
 
 def save_network(folder: PathLike, network: Any) -> None:
     """Writes the arrays of one network."""
-    _orbax().save(local(folder).absolute(), to_names(network), overwrite=True)
+    save_named(folder, to_names(network))
+
+
+def save_named(folder: PathLike, named: Mapping[str, Any]) -> None:
+    """`save_network` for what `to_names` gives."""
+    _orbax().save(local(folder).absolute(), named, overwrite=True)
 
 
 def load_network(folder: PathLike, network: Any, mesh_shardings: Any) -> Any:

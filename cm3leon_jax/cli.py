@@ -231,6 +231,18 @@ def _evaluate_suites(options: argparse.Namespace) -> None:
         print(f"open {options.out / 'report.html'}")
 
 
+def _convert(options: argparse.Namespace) -> None:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # only shapes are computed
+    from cm3leon_jax.interop.convert import Wishes, convert, from_torch
+
+    if options.from_torch:
+        from_torch(options.source, options.target)
+        print(f"tensors: {options.target}")
+        return
+    layout = convert(options.source, options.target, Wishes(options.experiment, options.size))
+    print(f"{layout}: {options.target}")
+
+
 def _plan(options: argparse.Namespace) -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs; a TPU here stays free
     from cm3leon_jax import plan
@@ -324,6 +336,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
     "train": _train,
     "sample": _sample,
     "evaluate": _evaluate,
+    "convert": _convert,
     "plan": _plan,
     "inspect": _inspect,
 }
