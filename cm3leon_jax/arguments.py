@@ -152,6 +152,27 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     with_processes(made)
 
     made = verb(
+        "convert",
+        "Read the weights of others into a bundle or a work directory, or write a bundle for them.",
+        "cm3leon convert chameleon-7b runs/chameleon",
+    )
+    made.add_argument(
+        "source",
+        type=Path,
+        metavar="FROM",
+        help="folder or .safetensors file; a bundle of Chameleon's form goes to transformers",
+    )
+    made.add_argument("target", type=Path, metavar="TO", help="a new folder")
+    made.add_argument(
+        "--from_torch",
+        action="store_true",
+        help="make TO.safetensors of a .ckpt, .pt or .pth, in a process that reads only tensors",
+    )
+    made.add_argument(
+        "--size", type=_positive, help="pixels a side of an image tokenizer's pictures (256)"
+    )
+
+    made = verb(
         "plan",
         "Compile the training step for TPU chips that are not there: memory, collectives, days.",
         "cm3leon plan --preset 7b --topology v5p:4x4x8",
@@ -266,6 +287,7 @@ def _add_suites(made: argparse.ArgumentParser) -> None:
     made.add_argument("--candidates", type=_positive, metavar="M", help="coco_fid: best of M")
     made.add_argument("--reference", type=Path, help="coco_fid: folder of pictures, or .npz")
     made.add_argument("--inception", type=Path, metavar="FILE", help="coco_fid: weights of FID")
+    made.add_argument("--clip", type=Path, metavar="FOLDER", help="coco_fid: a published CLIP")
     made.add_argument(
         "--resampling", choices=("pytorch-fid", "torch-fidelity"), default="pytorch-fid"
     )

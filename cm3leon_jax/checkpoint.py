@@ -148,7 +148,12 @@ class Checkpoints:
 
 def save_network(folder: PathLike, network: Any) -> None:
     """Writes the arrays of one network."""
-    _orbax().save(local(folder).absolute(), to_names(network), overwrite=True)
+    save_named(folder, to_names(network))
+
+
+def save_named(folder: PathLike, named: Mapping[str, Any]) -> None:
+    """`save_network` for what `to_names` gives."""
+    _orbax().save(local(folder).absolute(), named, overwrite=True)
 
 
 def load_network(folder: PathLike, network: Any, mesh_shardings: Any) -> Any:
@@ -183,7 +188,7 @@ def fingerprint(network: Any) -> str:
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(network):
         array = np.asarray(leaf)
-        digest.update(f"{_names(path)} {array.dtype} {array.shape}".encode())
+        digest.update(f"{names_of(path)} {array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
 
@@ -192,7 +197,7 @@ def to_names(tree: Any) -> dict[str, Any]:
     """Any pytree -> nested dict by attribute names."""
     named: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        *parents, last = _names(path)
+        *parents, last = names_of(path)
         node = named
         for name in parents:
             node = node.setdefault(name, {})
@@ -205,11 +210,18 @@ def from_names(tree: Any, named: Mapping[str, Any]) -> Any:
 
     def find(path: Any, _: Any) -> Any:
         node: Any = named
-        for name in _names(path):
+        for name in names_of(path):
             node = node[name]
         return node
 
     return jax.tree_util.tree_map_with_path(find, tree)
+
+
+def names_of(path: Any) -> list[str]:
+    """The names along a path of a pytree; a variable and its value have one name together."""
+    if path and path[-1] == jax.tree_util.GetAttrKey("value"):  # "value" may be a dict's own key
+        path = path[:-1]
+    return jax.tree_util.keystr(path, simple=True, separator="/").split("/")
 
 
 def local(path: PathLike) -> epath.Path:
@@ -265,11 +277,6 @@ def _explained(folder: PathLike) -> Iterator[None]:
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
-
-
-def _names(path: Any) -> list[str]:
-    names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-    return names[:-1] if names[-1] == "value" else names
 
 
 def _abstract(tree: Any, mesh_shardings: Any) -> Any:

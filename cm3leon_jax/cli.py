@@ -200,9 +200,11 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _evaluate_suites(options: argparse.Namespace) -> None:
     from cm3leon_jax.decoding.generator import load
+    from cm3leon_jax.evaluation.clip_score import Encoders
     from cm3leon_jax.evaluation.features import FeatureNetwork
     from cm3leon_jax.evaluation.results import evaluate_suites, list_suites, show
     from cm3leon_jax.evaluation.suites import Settings
+    from cm3leon_jax.interop.clip import read_clip
     from cm3leon_jax.interop.inception import read_inception
 
     if options.out is None or options.images is not None:
@@ -218,12 +220,27 @@ def _evaluate_suites(options: argparse.Namespace) -> None:
         given["documents"] = options.documents
     if options.inception:
         given["network"] = FeatureNetwork(read_inception(options.inception), options.resampling)
+    if options.clip:
+        clip = read_clip(options.clip)
+        given["encoders"] = Encoders(clip.name, clip.pictures, clip.texts)
     settings = Settings(**given | {"data": data, "seed": options.seed})
     suites = list_suites(generator, settings) if options.suite == "all" else [options.suite]
     results = evaluate_suites(generator, suites, settings, options.against)
     if results is not None:
         print(show(results, options.against))
         print(f"open {options.out / 'report.html'}")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # only shapes are computed
+    from cm3leon_jax.interop.convert import Wishes, convert, from_torch
+
+    if options.from_torch:
+        from_torch(options.source, options.target)
+        print(f"tensors: {options.target}")
+        return
+    layout = convert(options.source, options.target, Wishes(options.experiment, options.size))
+    print(f"{layout}: {options.target}")
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -319,6 +336,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
     "train": _train,
     "sample": _sample,
     "evaluate": _evaluate,
+    "convert": _convert,
     "plan": _plan,
     "inspect": _inspect,
 }

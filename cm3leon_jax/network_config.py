@@ -29,6 +29,7 @@ class Model:
     text_pieces: int = 56_320
     image_codes: int = 8192
     image_tokens: int = 1024  # codes per image, a square raster
+    documents: Literal["cm3leon", "chameleon"] = "cm3leon"  # how prompts are put: `tokens.document`
     activation: Literal["relu", "gelu", "swiglu"] = "gelu"  # not stated in the paper
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     norm_affine: bool = False
@@ -62,6 +63,10 @@ class Model:
             choices = typing.get_args(typing.get_type_hints(Model)[name])
             require_choice(f"model.{name}", getattr(self, name), choices)
         require_choice("model.init_residual", self.init_residual, ("zero", "scaled"))
+        require_choice("model.documents", self.documents, ("cm3leon", "chameleon"))
+        rule = f"needs a special behind the sentinels: model.specials > {5 + self.sentinels}"
+        holds = self.documents == "cm3leon" or self.specials > 5 + self.sentinels
+        require(holds, "model.documents", self.documents, rule)
         divisors = [n for n in range(1, self.width + 1) if self.width % n == 0]
         nearest = sorted(divisors, key=lambda n: abs(n - self.heads))[:4]
         rule = f"must divide model.width={self.width}; use one of {sorted(nearest)}"
@@ -197,7 +202,8 @@ class ImageTokenizer:
     codes: int = 8192
     width: int = 256  # of a code
     normalize: bool = False  # codes and latents on the unit sphere
-    quantizer: Literal["gradient", "ema"] = "gradient"  # how codes move
+    # How codes move; gumbel: a layer scores them (read from others, not trained).
+    quantizer: Literal["gradient", "ema", "gumbel"] = "gradient"
     decay: float = 0.98  # of the moving averages of code usage and, with "ema", of the codes
     restart: float = 0.03  # a code used less than this times the mean moves to a latent; 0: never
     bypass: float = 0.0  # share of the steps, from the first, in which fewer and fewer latents skip
@@ -244,7 +250,8 @@ class ImageTokenizer:
         sides = [self.size // self.patch >> level for level in range(len(self.multipliers))]
         check(set(self.attention) <= set(sides), "attention", f"must be among grid sides {sides}")
         require_choice("image_tokenizer.encoder", self.encoder, ("convolutional", "patch"))
-        require_choice("image_tokenizer.quantizer", self.quantizer, ("gradient", "ema"))
+        quantizers = ("gradient", "ema", "gumbel")
+        require_choice("image_tokenizer.quantizer", self.quantizer, quantizers)
         for name in ("decay", "restart", "bypass"):
             check(0 <= getattr(self, name) < 1, name, "must be >= 0 and < 1")
         weights = ("squared", "absolute", "commitment", "perceptual", "adversarial")
@@ -278,6 +285,7 @@ class Retriever:
     text_heads: int = 8
     text_tokens: int = 77  # longest text with its start and end; longer ones are cut
     embedding: int = 512  # numbers of a vector
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"  # OpenAI's; OpenCLIP's own networks
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of the computation
     optimizer: Optimizer = field(
         default_factory=lambda: Optimizer(
@@ -300,6 +308,7 @@ class Retriever:
             check(width % getattr(self, f"{prefix}heads") == 0, f"{prefix}heads", rule)
         check(self.text_tokens >= 3, "text_tokens", "must hold a start, a piece and an end")
         require_choice("retriever.dtype", self.dtype, ("bfloat16", "float32"))
+        require_choice("retriever.activation", self.activation, ("quick_gelu", "gelu"))
         accumulate = self.train.accumulate
         rule = "a contrastive loss compares the whole batch; use 1"
         require(accumulate == 1, "retriever.train.accumulate", accumulate, rule)

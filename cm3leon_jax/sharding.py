@@ -39,6 +39,13 @@ COMPUTE: Rules = {
     "kv_heads": "tensor",
     "mlp": "tensor",
 }
+COMPUTE_T5X: Rules = {  # COMPUTE where T5X has set its mesh, data x model
+    "batch": ("data",),
+    "vocab": "model",
+    "heads": "model",
+    "kv_heads": "model",
+    "mlp": "model",
+}
 
 
 def make_mesh(sizes: config.Mesh, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
@@ -83,9 +90,16 @@ def spec(axes: tuple[str | None, ...], rules: Rules) -> PartitionSpec:
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pins an activation to its COMPUTE layout; does nothing outside `jax.set_mesh`."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return x
-    return jax.lax.with_sharding_constraint(x, spec(axes, COMPUTE))
+    rules = compute_rules()
+    return x if rules is None else jax.lax.with_sharding_constraint(x, spec(axes, rules))
+
+
+def compute_rules() -> Rules | None:
+    """COMPUTE, in the axes of the mesh that is set; None where none is."""
+    names = jax.sharding.get_abstract_mesh().axis_names
+    if not names:
+        return None
+    return COMPUTE_T5X if "model" in names else COMPUTE
 
 
 def shardings(tree: Any, mesh: jax.sharding.Mesh, rules: Rules = STORE) -> Any:

@@ -42,7 +42,7 @@ from cm3leon_jax.evaluation.gain import Gain, retrieval_gain
 from cm3leon_jax.evaluation.retrieval import recall
 from cm3leon_jax.evaluation.rows import Watched
 from cm3leon_jax.evaluation.run import psnr
-from cm3leon_jax.fields import to_flat
+from cm3leon_jax.fields import require, to_flat
 from cm3leon_jax.interop.efficientnet import load_features
 from cm3leon_jax.mapped import Mapped
 from cm3leon_jax.models.clip import embed_pictures, embed_texts, text_batch
@@ -219,6 +219,8 @@ def train_transformer(experiment: config.Experiment, workdir: Path) -> Path:
     c, bundle = experiment, workdir / "bundle"
     if bundle.exists():
         return bundle
+    form, rule = c.model.documents, "only 'cm3leon' is trained; start_from also takes 'chameleon'"
+    require(form == "cm3leon", "model.documents", form, rule)
     require_result(workdir, "documents/skipped.txt")
     mesh, text = make_mesh(c.mesh), open_text(workdir)
     tokenizer = _open_tokenizer(c, workdir)

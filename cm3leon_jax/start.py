@@ -17,7 +17,7 @@ from cm3leon_jax.sharding import make_mesh, shardings
 # Fields of a model that may change between a run and the one that starts from it; learned
 # positions of another context are refused by their shape.
 FREE = (
-    *("context", "init_std", "position_std", "init_residual"),
+    *("context", "documents", "init_std", "position_std", "init_residual"),
     *("dtype", "remat", "quantize", "loss_chunk"),
 )
 

@@ -15,6 +15,7 @@ from cm3leon_jax import config
 from cm3leon_jax.decoding.batches import draw_in_batches
 from cm3leon_jax.decoding.holes import fill_prompt, find_holes
 from cm3leon_jax.evaluation.clip_score import bundle_encoders
+from cm3leon_jax.interop.clip import ImportedClip
 from cm3leon_jax.models.clip import CLIP, embed_pictures, embed_texts
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.models.vqgan import VQGAN
@@ -291,6 +292,22 @@ def test_the_best_candidates_by_clip_come_first(generator):
     encoders = bundle_encoders(generator)  # the evaluation scores as the ranking does
     scores = encoders.pictures(pixels([each for each, _ in ranked[:4]])) @ encoders.texts(texts)[0]
     np.testing.assert_allclose(scores, [mark for _, mark in ranked[:4]], rtol=1e-5)
+
+
+def test_an_imported_clip_ranks_what_its_own_tokenizer_spells(generator):
+    class Letters:
+        def encode(self, text: str) -> list[int]:
+            return [ord(letter) for letter in text.lower()]
+
+    texts = ["A red ring", "two blue ones."]
+    imported = ImportedClip(generator.clip, Letters())
+    pairs = imported.rank(generator).images(texts, n=4, return_scores=True, seed=1)
+    images, marks = zip(*pairs)
+    found = imported.pictures(pixels(images)).reshape(2, 4, -1)
+    wanted = np.einsum("pme,pe->pm", found, imported.texts(texts))
+    np.testing.assert_allclose(marks, wanted.ravel(), rtol=1e-5)
+    own = embed_texts(generator.clip, [generator.text.encode(text) for text in texts])
+    assert np.abs(own - imported.texts(texts)).max() > 0.01
 
 
 def test_a_mixed_pool_is_half_guided_half_contrastive(generator):

@@ -176,7 +176,26 @@ def task_parts(sources: Mapping[str, Source], home: Path) -> dict[str, Any]:
         "output_features": {
             name: seqio.Feature(language, add_eos=False, dtype=tf.int32) for name in FEATURES
         },
+        "metric_fns": task_metrics(vocabulary, c.model.image_tokens),
     }
+
+
+def task_metrics(vocabulary: Vocabulary, image_tokens: int) -> list[Any]:
+    """What SeqIO's evaluation makes of a model's log-likelihoods and of the images that it drew."""
+
+    def log_likelihood(targets: Sequence[Any], scores: Sequence[float]) -> dict[str, float]:
+        return {"log_likelihood": float(np.mean(np.concatenate([*map(np.atleast_1d, scores)])))}
+
+    def code_accuracy(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
+        """Share of the codes of each row's first image that were drawn."""
+        rights = []
+        for row, drawn in zip(targets, predictions):
+            ids = np.asarray(row)
+            codes = ids[ids >= vocabulary.image_start][:image_tokens]
+            rights.append(np.mean(codes == np.asarray(drawn)[: len(codes)]) if len(codes) else 0.0)
+        return {"code_accuracy": float(np.mean(rights))}
+
+    return [log_likelihood, code_accuracy]
 
 
 @cache

@@ -119,6 +119,7 @@ class Drawer:
         texts and images, None is that of config `decode` for each. listen: gets a document's number
         and its fills after each piece of a text.
         """
+        self._require_masks()
         holes, limit = find_holes(documents[0]), self.defaults.text_tokens
         fills: list[list[Fill]] = [[] for _ in documents]
         by_text = self.text_sampling(temperature, repetition_penalty)
@@ -160,6 +161,7 @@ class Drawer:
         Fewer if the model closes the document or nothing fits the context any more. listen: gets a
         segment's number among them, and what of it has been drawn.
         """
+        self._require_masks()
         v, c, limit = self._vocabulary, self.model.config, self.defaults.text_tokens
         by_text = self.text_sampling(temperature, repetition_penalty)
         by_code = self.image_sampling(temperature)
@@ -197,6 +199,12 @@ class Drawer:
                 ids = join(ids, row[v.is_text(row)])
                 found.append(Text(self._pieces(row)))
         return found
+
+    def _require_masks(self) -> None:
+        """Raises ValueError for a model of other documents, which says nothing for our marks."""
+        form = self.model.config.documents
+        rule = "draws pictures only; train it on from here with model.documents='cm3leon'"
+        require(form == "cm3leon", "model.documents", form, rule)
 
     @property
     def _vocabulary(self) -> Vocabulary:

@@ -4,6 +4,7 @@ Same arguments and seed, same result. Every row draws from a key of its own, mad
 prompt and its number, so a sample is the same alone and among others.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from cm3leon_jax.models.image_codes import decode_codes, encode_pictures
 from cm3leon_jax.sharding import make_mesh
 from cm3leon_jax.tokens import wording
 from cm3leon_jax.tokens.document import Document, Image, Text
-from cm3leon_jax.tokens.text import TextTokenizer
+from cm3leon_jax.tokens.text import open_text_model
 from cm3leon_jax.tokens.vocabulary import Vocabulary
 
 Stream = Callable[[int, Any], None]
@@ -50,8 +51,10 @@ def load(bundle: PathLike, *, int8: bool = False, tensor: int = 1) -> "Generator
     found in local bundles only.
     """
     c, folder = read_experiment(bundle), local(bundle)
+    if (folder / "notice.txt").exists():  # of weights that were converted
+        print((folder / "notice.txt").read_text().strip(), file=sys.stderr)
     mesh = make_mesh(config.Mesh(data=1, fsdp=1, tensor=tensor), jax.local_devices())
-    text = TextTokenizer((folder / "text.model").read_bytes())
+    text = open_text_model((folder / "text.model").read_bytes())
     text.check_fits(Vocabulary.of(c.model))
     transformer = open_transformer(c, folder / "transformer", mesh).for_decoding(int8)
     image_tokenizer = open_image_tokenizer(c, folder / "image_tokenizer", mesh)
@@ -147,7 +150,8 @@ class Generator(Instructed):
         if self.clip is None or not is_ranked:
             return [Pillow.fromarray(picture) for picture in pixels]
         pixels = pixels.reshape(len(texts), count, *pixels.shape[1:])
-        scores = pools.score(self.clip, texts, pixels)
+        ids = [self.clip_tokenizer.encode(each) for each in prompts]
+        scores = pools.score(self.clip, ids, pixels)
         pairs = [
             (Pillow.fromarray(pixels[row, i]), float(scores[row, i]))
             for row, numbers in enumerate(pools.best(scores, n))

@@ -23,6 +23,7 @@ from cm3leon_jax.models.clip import CLIP
 from cm3leon_jax.models.image_codes import encode_pictures
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.models.vqgan import VQGAN
+from cm3leon_jax.tokens.clip_text import ClipTokenizer
 from cm3leon_jax.tokens.document import MASK, Document, Image, Text
 from cm3leon_jax.tokens.text import TextTokenizer
 from cm3leon_jax.tokens.vocabulary import Vocabulary
@@ -41,6 +42,7 @@ class Loaded:
     memory: DocumentMemory | None = None
     clip: CLIP | None = None
     int8: bool = False  # of the key-value cache
+    clip_text: ClipTokenizer | None = None  # of an imported CLIP; None: it reads as `text` spells
 
     def document(self, *parts: Picture | Text | Image) -> Document:
         """A document from texts and pictures in order; `<mask>` in a text is a hole.
@@ -118,6 +120,11 @@ class Loaded:
         if isinstance(queries, np.ndarray):
             return self.memory.find_by_pictures(queries, count)
         return self.memory.find_by_texts(queries, count)
+
+    @property
+    def clip_tokenizer(self) -> ClipTokenizer | TextTokenizer:
+        """What spells texts for `clip`."""
+        return self.clip_text or self.text
 
     @property
     def vocabulary(self) -> Vocabulary:

@@ -10,7 +10,6 @@ from cm3leon_jax.decoding.drawing import Drawer, contrast_by, guide_by
 from cm3leon_jax.decoding.logits import Guidance, Sampling
 from cm3leon_jax.fields import require
 from cm3leon_jax.models.clip import CLIP, embed_pictures, embed_texts
-from cm3leon_jax.tokens.document import Text
 
 
 class Way(NamedTuple):
@@ -56,9 +55,11 @@ def ways(
     return [Way(cut, by_contrast, count)]
 
 
-def score(clip: CLIP, texts: Sequence[Text], pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The cosine of each text and its pictures [P m Y X 3]: [P m]."""
-    by_text = embed_texts(clip, [text.ids for text in texts])
+def score(
+    clip: CLIP, texts: Sequence[Sequence[int]], pixels: NDArray[np.uint8]
+) -> NDArray[np.float32]:
+    """The cosine of each text, its piece ids, and its pictures [P m Y X 3]: [P m]."""
+    by_text = embed_texts(clip, texts)
     by_picture = embed_pictures(clip, pixels.reshape(-1, *pixels.shape[2:]))
     return np.einsum("pe,pme->pm", by_text, by_picture.reshape(*pixels.shape[:2], -1))
 

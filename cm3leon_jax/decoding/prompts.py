@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cm3leon_jax.tokens.document import MASK, Document, Image, Text
-from cm3leon_jax.tokens.vocabulary import BREAK, Vocabulary
+from cm3leon_jax.tokens.vocabulary import BREAK, EOSS, Vocabulary
 
 UNKNOWN = Text((MASK,))  # a segment that a stream does not see
 
@@ -26,7 +26,15 @@ def join(*parts: Any) -> Ids:
 def prompt(
     segments: Sequence[Text | Image], vocabulary: Vocabulary, retrieved: Iterable[Document] = ()
 ) -> Ids:
-    """`<eos>` retrieved ... segment `<break>` segment `<break>`; holes become sentinels."""
+    """`<eos>` retrieved ... segment `<break>` segment `<break>`; holes become sentinels.
+
+    For a model of Chameleon's documents `<s>` text `<racm3:break>` codes `<eoss>` text ... and the
+    `<racm3:break>` that begins a picture; what a stream does not see is left out.
+    """
+    if vocabulary.documents == "chameleon":
+        whole = [s for document in retrieved for s in document.segments] + [*segments]
+        parts = [_chameleon_ids(segment, vocabulary) for segment in whole if segment != UNKNOWN]
+        return join([vocabulary.opening], *parts, [BREAK])
     return join(Document(segments, retrieved).to_ids(vocabulary)[:-1], [BREAK])
 
 
@@ -78,3 +86,10 @@ def structure_streams(
         prompt([wording, map_image, text], vocabulary, retrieved),
         prompt([wording, UNKNOWN, UNKNOWN], vocabulary, retrieved),
     )
+
+
+def _chameleon_ids(segment: Text | Image, vocabulary: Vocabulary) -> Ids:
+    """A segment in Chameleon's documents: texts stand bare, pictures between two marks."""
+    if isinstance(segment, Text):
+        return join(vocabulary.text_ids(segment.ids))
+    return join([BREAK], vocabulary.image_ids(segment.codes), [EOSS])

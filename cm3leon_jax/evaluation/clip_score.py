@@ -24,8 +24,8 @@ class Encoders(NamedTuple):
 
 
 def bundle_encoders(generator: Generator) -> Encoders | None:
-    """The CLIP that a bundle was trained to retrieve with; None where it has none."""
-    clip, text = generator.clip, generator.text
+    """The CLIP that ranks a bundle's pictures; None where it has none."""
+    clip, text = generator.clip, generator.clip_tokenizer
     if clip is None:
         return None
     return Encoders(

@@ -64,7 +64,7 @@ Suite = Callable[[Generator, Settings], Result | None]
 def coco_fid(generator: Generator, settings: Settings) -> Result | None:
     """Draws one picture for one caption of each item: FID, KID, CLIP score, retrieval precision."""
     encoders = settings.encoders or bundle_encoders(generator)
-    rule = "use --inception FILE, or a bundle with clip/, to score pictures"
+    rule = "use --inception FILE, --clip FOLDER or a bundle with clip/, to score pictures"
     require(encoders is not None or settings.network is not None, "inception", None, rule)
     found = _draw(generator, settings, "captions")
     asked = [_choose(item.texts, settings.seed, item.id) for item in found.items]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from cm3leon_jax.sharding import COMPUTE, spec
+from cm3leon_jax.sharding import compute_rules, spec
 
 # Queries and keys of one splash block in bfloat16, by chip. Of 1024 and 2048 the greater that the
 # fused backward pass compiles with at head sizes 64, 96 and 128; elsewhere 2048 needs more VMEM.
@@ -39,10 +39,11 @@ def attend(
     """
     kernel = kernel or choose_kernel(query)
     run = _KERNELS[kernel]
-    if kernel != "xla" and not jax.sharding.get_abstract_mesh().empty:
+    rules = compute_rules()
+    if kernel != "xla" and rules is not None:
         # Kernels are opaque to the partitioner: each device runs its own rows and heads.
-        heads = spec(("batch", None, "heads", None), COMPUTE)
-        rows = spec(("batch", None), COMPUTE)
+        heads = spec(("batch", None, "heads", None), rules)
+        rows = spec(("batch", None), rules)
         run = jax.shard_map(
             run, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
         )

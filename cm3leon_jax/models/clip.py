@@ -53,7 +53,8 @@ class Rows:
 class Blocks(nnx.Module):
     """The residual blocks of a tower, stacked: norm, attention, norm, mlp, all with biases."""
 
-    def __init__(self, layers: int, width: int, heads: int, rows: Rows):
+    def __init__(self, layers: int, width: int, heads: int, activation: str, rows: Rows):
+        self.activation = activation
         head, std, std_out = width // heads, width**-0.5, (2 * layers * width) ** -0.5
 
         def row(axes: str, *shape: int, std: float = 0.0) -> nnx.Param:
@@ -84,7 +85,9 @@ class Blocks(nnx.Module):
         x = x + _project("btnh,nhd->btd", h, self.out, self.out_bias)
 
         h = _project("btd,df->btf", self.mlp_norm(x), self.up, self.up_bias)
-        h = constrain(h * jax.nn.sigmoid(1.702 * h), "batch", None, "mlp")
+        is_quick = self.activation == "quick_gelu"
+        h = h * jax.nn.sigmoid(1.702 * h) if is_quick else jax.nn.gelu(h, approximate=False)
+        h = constrain(h, "batch", None, "mlp")
         x = x + _project("btf,fd->btd", h, self.down, self.down_bias)
         return constrain(x, "batch", None, None)
 
@@ -98,7 +101,7 @@ class ImageTower(nnx.Module):
         self.class_token = rows("embed", c.width, std=std)
         self.positions = rows("seq embed", patches(c) + 1, c.width, std=std)
         self.first_norm = Norm("layernorm", (c.width,), "embed", affine=True)
-        self.layers = Blocks(c.layers, c.width, c.heads, rows)
+        self.layers = Blocks(c.layers, c.width, c.heads, c.activation, rows)
         self.final_norm = Norm("layernorm", (c.width,), "embed", affine=True)
         self.projection = rows("embed features", c.width, c.embedding, std=std)
 
@@ -127,7 +130,7 @@ class TextTower(nnx.Module):
         self.config, wide = c, c.text_width
         self.embedding = rows("pieces embed", pieces + 2, wide, std=0.02)
         self.positions = rows("seq embed", c.text_tokens, wide, std=0.01)
-        self.layers = Blocks(c.text_layers, wide, c.text_heads, rows)
+        self.layers = Blocks(c.text_layers, wide, c.text_heads, c.activation, rows)
         self.final_norm = Norm("layernorm", (wide,), "embed", affine=True)
         self.projection = rows("embed features", wide, c.embedding, std=wide**-0.5)
 

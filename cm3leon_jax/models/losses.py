@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cm3leon_jax.sharding import COMPUTE, constrain, spec
+from cm3leon_jax.sharding import compute_rules, constrain, spec
 
 
 class TokenLoss(NamedTuple):
@@ -63,17 +63,18 @@ def row_losses(
     reduced once and not for each chunk; logits stay split over `tensor`. B must divide there.
     """
     weights = weights.astype(jnp.float32)
-    if jax.sharding.get_abstract_mesh().empty:
+    rules = compute_rules()
+    if rules is None:
         return _sum_chunks(hidden, table, targets, weights, image_start, chunk, ())
-    rows, vocab = spec(("batch",), COMPUTE), spec(("vocab",), COMPUTE)
+    rows, vocab = spec(("batch",), rules), spec(("vocab",), rules)
 
     def of_device(
         hidden: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array
     ) -> TokenLoss:
         # Made each device's own before the scan, so that its gradient is summed up after it.
-        table = jax.lax.pcast(table, COMPUTE["batch"], to="varying")
+        table = jax.lax.pcast(table, rules["batch"], to="varying")
         arrays = (hidden, table, targets, weights)
-        return _sum_chunks(*arrays, image_start, chunk, COMPUTE["vocab"])
+        return _sum_chunks(*arrays, image_start, chunk, rules["vocab"])
 
     return jax.shard_map(of_device, in_specs=(rows, vocab, rows, rows), out_specs=rows)(
         hidden, table, targets, weights

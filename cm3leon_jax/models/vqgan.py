@@ -254,6 +254,8 @@ class Quantizer(nnx.Module):
 
     def __init__(self, config: ImageTokenizer, *, rngs: nnx.Rngs):
         self.normalize, self.moving = config.normalize, config.quantizer == "ema"
+        is_scored = config.quantizer == "gumbel"
+        self.scores = nnx.Linear(config.width, config.codes, rngs=rngs) if is_scored else None
         self.decay, self.restart = config.decay, config.restart
         codes = jax.random.normal(rngs.params(), (config.codes, config.width))
         kind = Statistic if self.moving else nnx.Param
@@ -267,12 +269,15 @@ class Quantizer(nnx.Module):
         return unit(self.codes[...]) if self.normalize else self.codes[...]
 
     def nearest(self, latents: jax.Array) -> jax.Array:
-        """[..., D] -> [...] int32; the first of equally near codes.
+        """[..., D] -> [...] int32; the first of equally near codes, or of those scored highest.
 
         Two plain reductions: XLA's argmax (a reduction over pairs) is several times slower on CPU.
         """
         codebook = self.codebook
-        scores = latents @ codebook.T - 0.5 * jnp.square(codebook).sum(-1)
+        if self.scores is None:
+            scores = latents @ codebook.T - 0.5 * jnp.square(codebook).sum(-1)
+        else:
+            scores = self.scores(latents)
         best = scores.max(-1, keepdims=True)
         index = jnp.arange(len(codebook), dtype=jnp.int32)
         return jnp.where(scores >= best, index, len(codebook) - 1).min(-1)

@@ -4,6 +4,7 @@
 
 `<break>` stands between all segments, of one document and between documents; `<eos>` stands at both
 ends (paper section 2.1, figures 8 and 9). `Document.to_ids` and `Document.from_ids` are inverses.
+Models of `model.documents` "chameleon" are prompted in their own form: `decoding.prompts`.
 """
 
 from collections.abc import Iterable, Sequence

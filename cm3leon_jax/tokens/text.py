@@ -97,7 +97,7 @@ class TextTokenizer:
     def load(cls, path: str | os.PathLike[str]) -> "TextTokenizer":
         """Reads a saved model; raises ValueError naming the file if that fails."""
         try:
-            return cls(Path(path).read_bytes())
+            return open_text_model(Path(path).read_bytes())
         except OSError as error:
             raise ValueError(f"text model {path}: {error.strerror}") from error
         except ValueError as error:
@@ -134,6 +134,15 @@ class TextTokenizer:
         if self.pieces > vocabulary.text:
             rule = f"text model has {self.pieces} pieces, the vocabulary {vocabulary.text}"
             raise ValueError(f"{rule}: train fewer pieces or raise vocabulary.text")
+
+
+def open_text_model(model: bytes) -> TextTokenizer:
+    """A tokenizer of ours, or that of a published model (`tokens.published`), which is JSON."""
+    if not model.startswith(b"{"):
+        return TextTokenizer(model)
+    from cm3leon_jax.tokens.published import PublishedTokenizer
+
+    return PublishedTokenizer(model)
 
 
 def _spell(character: re.Match[str]) -> str:

@@ -29,9 +29,10 @@ class Vocabulary:
     sentinels: int = 512  # <mask:0>, <mask:1>, ...; they are among the specials
     text: int = 56_320
     images: int = 8192
+    documents: str = "cm3leon"  # or "chameleon": how prompts are put together
 
     def __post_init__(self) -> None:
-        for field in fields(self):
+        for field in fields(self)[:-1]:
             size = getattr(self, field.name)
             require(size > 0, f"vocabulary.{field.name}", size, "must be > 0")
         rule = f"must be >= {MASK_START} + sentinels = {MASK_START + self.sentinels}"
@@ -41,11 +42,17 @@ class Vocabulary:
     @classmethod
     def of(cls, model: Model) -> "Vocabulary":
         """The id space of a model."""
-        return cls(model.specials, model.sentinels, model.text_pieces, model.image_codes)
+        sizes = model.specials, model.sentinels, model.text_pieces, model.image_codes
+        return cls(*sizes, model.documents)
 
     @property
     def size(self) -> int:
         return self.specials + self.text + self.images
+
+    @property
+    def opening(self) -> int:
+        """The id that opens a document: Chameleon's `<s>` stands behind the sentinels."""
+        return MASK_START + self.sentinels if self.documents == "chameleon" else EOS
 
     @property
     def text_start(self) -> int:

@@ -59,6 +59,9 @@ def make_train_step(
     The step is pure, ready for jit with the state donated; all randomness follows from
     `train.seed` and the step number. `features` is needed with a perceptual weight.
     """
+    if config.quantizer == "gumbel":
+        rule = "is for weights of others and not trained; use gradient or ema"
+        raise ValueError(f"image_tokenizer.quantizer='gumbel': {rule}")
     if config.perceptual and features is None:
         raise ValueError(
             f"image_tokenizer.perceptual = {config.perceptual} needs a feature network: "

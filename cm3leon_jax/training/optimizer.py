@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from cm3leon_jax import config
+from cm3leon_jax.checkpoint import names_of
 
 # First match wins; None: not trained. An array that matches nothing is an error.
 WEIGHT_DECAY = (
@@ -111,7 +112,7 @@ def count_skipped(moments: Any) -> dict[str, jax.Array]:
 
 def _by_name(params: Any, choose: Any) -> Any:
     def of_leaf(path: Any, _: Any) -> Any:
-        name = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+        name = ".".join(names_of(path))
         for pattern, rule in WEIGHT_DECAY:
             if re.search(pattern, name):
                 return choose(rule)

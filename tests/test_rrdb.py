@@ -1,0 +1,97 @@
+"""RRDBNet gives the pictures of a plain torch network with the same tensors, in either naming."""
+
+import numpy as np
+import pytest
+
+from cm3leon_jax.interop.esrgan import fill_upscaler, read_upscaler
+
+torch = pytest.importorskip("torch")
+import torch.nn.functional as F  # noqa: E402
+
+WIDE, MORE, DEEP = 6, 3, 2
+
+
+def make_tensors(scale: int) -> dict[str, torch.Tensor]:
+    shapes = {"conv_first": (3 * (4 // scale) ** 2, WIDE), "conv_last": (WIDE, 3)}
+    shapes |= dict.fromkeys(("conv_body", "conv_up1", "conv_up2", "conv_hr"), (WIDE, WIDE))
+    for block in range(DEEP):
+        for group in (1, 2, 3):
+            for i in range(5):
+                name = f"body.{block}.rdb{group}.conv{i + 1}"
+                shapes[name] = (WIDE + i * MORE, MORE if i < 4 else WIDE)
+    torch.manual_seed(0)
+    made = {}
+    for name, (inputs, outputs) in shapes.items():
+        made[f"{name}.weight"] = 0.2 * torch.randn(outputs, inputs, 3, 3)
+        made[f"{name}.bias"] = 0.2 * torch.randn(outputs)
+    return made
+
+
+def upscale(tensors: dict[str, torch.Tensor], x: torch.Tensor, scale: int) -> torch.Tensor:
+    """The papers' network, [B C Y X], with no module but torch's own functions."""
+
+    def conv(name, x):
+        return F.conv2d(x, tensors[f"{name}.weight"], tensors[f"{name}.bias"], padding=1)
+
+    x = conv("conv_first", F.pixel_unshuffle(x, 4 // scale))
+    body = x
+    for block in range(DEEP):
+        before = body
+        for group in (1, 2, 3):
+            outputs = [body]
+            for i in range(1, 6):
+                y = conv(f"body.{block}.rdb{group}.conv{i}", torch.cat(outputs, 1))
+                outputs.append(F.leaky_relu(y, 0.2))
+            body = body + 0.2 * y
+        body = before + 0.2 * body
+    x = x + conv("conv_body", body)
+    for name in ("conv_up1", "conv_up2"):
+        x = F.leaky_relu(conv(name, F.interpolate(x, scale_factor=2, mode="nearest")), 0.2)
+    return conv("conv_last", F.leaky_relu(conv("conv_hr", x), 0.2))
+
+
+@pytest.mark.parametrize("scale", [4, 2])
+def test_pictures_are_those_of_torch(scale):
+    tensors = make_tensors(scale)
+    pixels = np.random.default_rng(0).random((1, 4, 6, 3), np.float32)
+    ours = fill_upscaler({f"params_ema.{name}": x.numpy() for name, x in tensors.items()})
+    found = ours(pixels)
+    wanted = upscale(tensors, torch.from_numpy(pixels.transpose(0, 3, 1, 2)), scale)
+    difference = np.abs(found - wanted.numpy().transpose(0, 2, 3, 1)).max()
+    print(f"x{scale}: maximum difference {difference:.2g}")
+    assert found.shape == (1, 4 * scale, 6 * scale, 3)
+    assert difference < 1e-5
+
+
+def old_name(name: str) -> str:
+    stem, part = name.rsplit(".", 1)
+    old = {"conv_first": 0, "conv_up1": 3, "conv_up2": 6, "conv_hr": 8, "conv_last": 10}
+    if stem in old:
+        return f"model.{old[stem]}.{part}"
+    if stem == "conv_body":
+        return f"model.1.sub.{DEEP}.{part}"
+    _, block, group, conv = stem.split(".")
+    return f"model.1.sub.{block}.{group.upper()}.{conv}.0.{part}"
+
+
+def test_the_names_of_the_first_esrgan_mean_the_same():
+    import jax
+
+    new = {name: x.numpy() for name, x in make_tensors(4).items()}
+    old = {old_name(name): x for name, x in new.items()}
+    jax.tree.map(np.testing.assert_array_equal, fill_upscaler(old), fill_upscaler(new))
+
+
+def test_what_is_no_rrdbnet_is_refused_by_name(tmp_path):
+    tensors = {name: x.numpy() for name, x in make_tensors(4).items()}
+    name = "body.1.rdb3.conv5.weight"
+    with pytest.raises(ValueError, match=f"{name}.*is missing"):
+        fill_upscaler({key: x for key, x in tensors.items() if key != name})
+    with pytest.raises(ValueError, match=r"rdb3.conv5.weight shape=\(6, 17, 3, 3\): use \(6, 18"):
+        fill_upscaler(tensors | {name: tensors[name][:, 1:]})
+    with pytest.raises(ValueError, match=r"'more\.weight': is no part"):
+        fill_upscaler(tensors | {"more.weight": np.zeros(1)})
+    with pytest.raises(ValueError, match="reads"):
+        fill_upscaler(tensors | {"conv_first.weight": np.zeros((6, 5, 3, 3))})
+    with pytest.raises(ValueError, match="pickle"):
+        read_upscaler(tmp_path / "RealESRGAN_x4plus.pth")
