@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cm3leon_jax import config
-from cm3leon_jax.data.examples import Documents, Examples, Neighbours, to_document
+from cm3leon_jax.data.examples import Documents, Examples, Neighbours, Told, to_document
 from cm3leon_jax.tokens.document import Document, Span, spans
 from cm3leon_jax.tokens.objective import provenance, restore
 from cm3leon_jax.tokens.packing import Batch
@@ -45,8 +45,9 @@ class Watched(Examples):
         self._told = documents, memory, neighbours
         self.origins: list[Origin] = []
 
-    def document(self, index: int, rng: np.random.Generator) -> Document:
-        document = super().document(index, rng)
+    def tell(self, index: int, rng: np.random.Generator) -> Told:
+        told = super().tell(index, rng)
+        document = told.document
         documents, memory, neighbours = self._told
         notes: dict[Document, str] = {}
         if document.retrieved and neighbours is not None:
@@ -56,7 +57,7 @@ class Watched(Examples):
                     notes[to_document(memory[row], self.text)] = f"{how} · {memory[row].id}"
         found = tuple(notes.get(one, "") for one in document.retrieved)
         self.origins.append(Origin(document, documents[index].id, found))
-        return document
+        return told
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,7 +48,7 @@ class TextTokenizer:
         path: str | os.PathLike[str],
         pieces: int,
         kind: Literal["bpe", "unigram"] = "bpe",
-        coverage: float = 0.99995,
+        coverage: float = 0.9999,
     ) -> "TextTokenizer":
         """Trains at most `pieces` pieces (fewer on a small corpus: see `.pieces`) and saves them.
 
