@@ -217,4 +217,4 @@ def test_fast_is_a_third_and_goes_on_as_it_began(tmp_path, monkeypatch):
     assert main(["quickstart", "--workdir", str(tmp_path / "whole")]) == 0
     assert ran[0] == ran[1] == presets.fast(presets.preset("tiny"))
     assert ran[2] == presets.preset("tiny")
-    assert 3 * ran[0].train.steps == ran[2].train.steps
+    assert 0 <= 3 * ran[0].train.steps - ran[2].train.steps < 3
