@@ -150,7 +150,7 @@ def curves(title: str, lines: Mapping[str, Sequence[tuple[int, float]]]) -> str:
         colour = COLOURS[number % len(COLOURS)]
         path = " ".join(place(*point) for point in points)
         drawn += f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{path}"/>'
-        place_x = left + 150 * number
+        place_x = left + min(150, width // len(lines)) * number
         label = html.escape(f"{name} {points[-1][1]:.3f}")
         legend += f'<text x="{place_x}" y="15" fill="{colour}" font-size="12">{label}</text>'
     bottom = top + height
