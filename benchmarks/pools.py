@@ -2,8 +2,8 @@
 
 `make bench ARGS=pools` reads runs/quickstart/bundle, or the folder that CM3LEON_BUNDLE names. Each
 held-out caption has a pool of 1 to 16 candidates at temperature 1, of which the bundle's CLIP
-chooses one. Guided ones have top-p 0.9; half and half is 1.5 and CD-K 4. The share of exact pictures, and beside it of captions whose pool has any. Writes the
-curves to docs/pools.svg.
+chooses one. Guided ones have top-p 0.9; half and half is 1.5 and CD-K 4. The table has the share of
+exact pictures, and beside it that of captions whose pool has any; the curves go to docs/pools.svg.
 """
 
 import os
