@@ -47,5 +47,5 @@ $(VENV)/core: setup.py constraints.txt | $(VENV)/bin/python
 
 $(VENV)/dev: setup.py constraints.txt | $(VENV)/bin/python
 	@echo "installing the core, data tools, test tools and oracles into $(VENV) (some minutes the first time)"
-	$(INSTALL) '.[dev,data,faiss,int8,interop,eval]'
+	$(INSTALL) '.[dev,data,demo,eval,faiss,int8,interop]'
 	@touch $@ $(VENV)/core

