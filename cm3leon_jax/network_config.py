@@ -122,7 +122,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW with warmup and decay. Defaults: the nearest evidence (scaling-law paper, OPT)."""
+    """AdamW or Muon, warmup, decay. Defaults: the nearest evidence (scaling-law paper, OPT)."""
 
     learning_rate: float = 6e-4
     warmup_steps: int = 1500
@@ -135,11 +135,13 @@ class Optimizer:
     clip: float = 1.0  # global gradient norm; 0: off
     moment_dtype: Literal["float32", "bfloat16"] = "float32"  # of the first moment
     skip_above: float = 0.0  # skips updates of a gradient norm above this times its mean; 0: none
+    matrices: Literal["adam", "muon"] = "adam"  # what updates the matrices of the layers
 
     def __post_init__(self) -> None:
         rule = "must be > 0 and finite"
         holds = 0 < self.learning_rate < float("inf")
         require(holds, "optimizer.learning_rate", self.learning_rate, rule)
+        require_choice("optimizer.matrices", self.matrices, ("adam", "muon"))
         require_choice("optimizer.schedule", self.schedule, ("linear", "cosine", "constant"))
         require_choice("optimizer.moment_dtype", self.moment_dtype, ("float32", "bfloat16"))
         for name in ("warmup_steps", "epsilon", "weight_decay", "clip"):

@@ -152,6 +152,7 @@ def _tiny() -> Experiment:
             end_fraction=0.02,
             beta2=0.95,
             weight_decay=0.01,
+            matrices="muon",  # after 2,000 steps 1.00 of pictures are right, with Adam .83
         ),
         train=Train(steps=2000, batch=6, log_every=20, sample_every=1000, save_every=200),
         mesh=Mesh(data=1, fsdp=1),  # one device, however many there are

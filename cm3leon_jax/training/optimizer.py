@@ -1,11 +1,14 @@
-"""AdamW with warmup and decay; every array of a model must match a rule of the table."""
+"""AdamW or Muon with warmup and decay; every array of a model must match a rule of the table."""
 
+import math
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers
 
 from cm3leon_jax import config
 from cm3leon_jax.checkpoint import names_of
@@ -16,6 +19,14 @@ WEIGHT_DECAY = (
     (r"(norm|scale|bias|positions|codes|class_token)", 0.0),
     (r"(embedding|projection|head|query|key|value|out|gate|up|down|kernel)$", 1.0),
 )
+
+# What Muon makes orthogonal, each layer's matrix by itself: axes summed over, axes made.
+MATRICES = (
+    (r"layers\.(query|key|value)$", MuonDimensionNumbers((1,), (2, 3))),
+    (r"layers\.out$", MuonDimensionNumbers((1, 2), (3,))),
+    (r"layers\.(gate|up|down)$", MuonDimensionNumbers((1,), (2,))),
+)
+MUON_RMS = 0.2  # of Muon's updates, that of Adam's: both take the same rate and decay
 
 MEMORY = 0.99  # of the mean gradient norm that `skip_above` compares with
 WARMUP = 20  # updates from which that mean is taken before any is skipped
@@ -47,7 +58,7 @@ def make_schedule(c: config.Optimizer, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(c: config.Optimizer, steps: int) -> optax.GradientTransformation:
-    """Returns the optax chain: clip, Adam, decoupled weight decay by table, schedule."""
+    """Returns the optax chain: clip, Adam or Muon, decoupled weight decay by table, schedule."""
 
     def decays(params: Any) -> Any:
         return _by_name(params, lambda rule: bool(rule))
@@ -55,9 +66,12 @@ def make_optimizer(c: config.Optimizer, steps: int) -> optax.GradientTransformat
     def trained(params: Any) -> Any:
         return _by_name(params, lambda rule: "freeze" if rule is None else "train")
 
+    direction = optax.scale_by_adam(b1=c.beta1, b2=c.beta2, eps=c.epsilon, mu_dtype=c.moment_dtype)
+    if c.matrices == "muon":
+        direction = _muon(direction, c.moment_dtype)
     parts = [
         optax.clip_by_global_norm(c.clip) if c.clip else optax.identity(),
-        optax.scale_by_adam(b1=c.beta1, b2=c.beta2, eps=c.epsilon, mu_dtype=c.moment_dtype),
+        direction,
         optax.add_decayed_weights(c.weight_decay, mask=decays),
     ]
     if c.skip_above:  # the schedule stays outside: it counts steps, skipped or not
@@ -110,12 +124,38 @@ def count_skipped(moments: Any) -> dict[str, jax.Array]:
     return {name: count for name, count in found.items() if count is not None}
 
 
+def _muon(adam: optax.GradientTransformation, dtype: str) -> optax.GradientTransformation:
+    """Muon for the layers' matrices (Liu et al. 2025, arXiv 2502.16982), Adam for all else."""
+
+    def axes(params: Any) -> Any:
+        rules = lambda name: (rule for pattern, rule in MATRICES if re.search(pattern, name))  # noqa: E731
+        return _by_path(params, lambda name: next(rules(name), None))
+
+    def scale(update: jax.Array, rule: MuonDimensionNumbers) -> jax.Array:
+        sides = [math.prod(update.shape[axis] for axis in side) for side in rule]
+        return MUON_RMS * max(sides) ** 0.5 * update
+
+    def labels(params: Any) -> Any:
+        return jax.tree.map(lambda _, rule: "muon" if rule else "adam", params, axes(params))
+
+    muon = optax.chain(
+        optax.contrib.scale_by_muon(mu_dtype=dtype, weight_dimension_numbers=axes),
+        optax.stateless(lambda updates, _: jax.tree.map(scale, updates, axes(updates))),
+    )
+    return optax.multi_transform({"muon": muon, "adam": adam}, labels)
+
+
 def _by_name(params: Any, choose: Any) -> Any:
-    def of_leaf(path: Any, _: Any) -> Any:
-        name = ".".join(names_of(path))
+    def of_name(name: str) -> Any:
         for pattern, rule in WEIGHT_DECAY:
             if re.search(pattern, name):
                 return choose(rule)
         raise ValueError(f"{name}: no rule of optimizer.WEIGHT_DECAY matches it; add a row")
 
-    return jax.tree_util.tree_map_with_path(of_leaf, params)
+    return _by_path(params, of_name)
+
+
+def _by_path(params: Any, of_name: Callable[[str], Any]) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: of_name(".".join(names_of(path))), params
+    )
