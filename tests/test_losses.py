@@ -97,6 +97,7 @@ def on_mesh():
         return run, arrays, run.lower(*arrays).compile()
 
 
+@pytest.mark.optimized
 def test_the_loss_of_a_mesh_is_that_of_one_device(on_mesh):
     run, arrays, compiled = on_mesh
     loss, gradients = compiled(*arrays)
@@ -106,12 +107,14 @@ def test_the_loss_of_a_mesh_is_that_of_one_device(on_mesh):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.optimized
 def test_no_device_holds_logits_of_the_whole_vocabulary(on_mesh):
     text = on_mesh[2].as_text()
     assert re.search(r"\[2,7,500\]", text)  # of a chunk, its rows and its half of the vocabulary
     assert not re.search(r"\[[\d,]*\b1000\b[\d,]*\]", text)  # nor of the table
 
 
+@pytest.mark.optimized
 def test_the_table_is_gathered_and_its_gradient_reduced_once(on_mesh):
     text = on_mesh[2].as_text()
     moved = [line for line in text.splitlines() if re.search(r"all-(gather|reduce)\(", line)]

@@ -108,6 +108,7 @@ def test_bfloat16_first_moments_train_like_float32_ones(small):
     np.testing.assert_allclose(half_losses, losses, atol=0.01)
 
 
+@pytest.mark.optimized
 def test_one_trace_and_the_whole_state_donated(small):
     c, traces = small, []
     mesh = make_mesh(config.Mesh(fsdp=1), jax.devices()[:1])
