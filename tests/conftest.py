@@ -121,6 +121,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         compiler.get_compile_options = options
 
 
+# What two workers start with, so that neither ends long behind the other.
+LONGEST = ("test_resume", "test_quickstart", "test_decoding", "test_plan")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 @pytest.fixture
 def small() -> config.Experiment:
     """An experiment whose every part is as small as it can be."""
