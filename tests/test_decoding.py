@@ -23,7 +23,7 @@ FORMS = {
     "codes": {"model.code_positions": True, "model.code_features": 8},
     "chameleon": CHAMELEON,
 }
-GREEDY = Sampling(temperature=jnp.float32(0))
+GREEDY, DRAWN = Sampling(jnp.float32(0)), Sampling(jnp.float32(1), jnp.float32(0.9))
 ROW = 32  # as long as any prompt and its answer, so that all are read by one program
 
 
@@ -222,7 +222,7 @@ def test_guidance_1_is_conditional_and_0_unconditional(model):
             model,
             pad_prompts(streams, model.image_start),
             keys_of(3),
-            Sampling(),
+            DRAWN,
             Guidance(scale),
             c.image_tokens,
         )
@@ -236,12 +236,11 @@ def test_guidance_1_is_conditional_and_0_unconditional(model):
 @pytest.mark.optimized
 def test_a_batch_equals_its_rows_alone(model):
     c, prompts = model.config, prompts_of(model.config)
-    sampling = Sampling(jnp.float32(1.0), jnp.float32(0.9))
     draw = lambda prompts, keys: draw_codes(  # noqa: E731
         model,
         pad_prompts([prompts], model.image_start),
         keys,
-        sampling,
+        DRAWN,
         Guidance(),
         c.image_tokens,
     )
@@ -271,7 +270,7 @@ def test_samples_of_one_prompt_equal_those_of_the_prompt_repeated(model):
 def test_segments_of_the_cache_change_nothing(model, monkeypatch):
     c, padded = model.config, pad_prompts([prompts_of(model.config)], model.image_start)
     draw = lambda: np.asarray(  # noqa: E731
-        draw_codes(model, padded, keys_of(3), Sampling(), Guidance(), c.image_tokens)
+        draw_codes(model, padded, keys_of(3), DRAWN, Guidance(), c.image_tokens)
     )
     whole = draw()
     monkeypatch.setattr("cm3leon_jax.decoding.engine.SEGMENT", 1)
