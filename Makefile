@@ -17,7 +17,7 @@ quickstart: $(VENV)/core  ## tokenizers, training, sampling, report: DATA=scenes
 	$(BIN)/cm3leon quickstart --data "$(DATA)" $(ARGS)
 
 test: $(VENV)/dev  ## all tests: ARGS="-k objective" chooses some
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/dev  ## style and formatting, without changing a file
 	$(BIN)/ruff check .

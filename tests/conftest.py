@@ -9,6 +9,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import numpy as np
 import pytest
+from jax._src import compiler
 
 from cm3leon_jax import config
 from cm3leon_jax.data.examples import Examples
@@ -86,18 +87,46 @@ RETRIEVER = {
 }
 
 
-# Files whose time is XLA's compiling, which takes two thirds as long where LLVM is not to optimize.
-# None that holds programs of different shapes equal bit for bit, or looks at a compiled program:
-# those compile as users do.
-QUICK = {"test_interop_clip", "test_rrdb", "test_vqgan"}
+# What XLA is to leave out of tests, whose time it is: a training step of two layers compiles in
+# 1.0 s instead of 4.9 s of one core.
+QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+}
+QUICK_FLAGS = " ".join(f"--{name}={value}" for name, value in QUICK.items())  # of a process
+
+optimized_options = compiler.get_compile_options
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _optimization(request: pytest.FixtureRequest) -> None:
-    name, quick = "jax_disable_most_optimizations", request.module.__name__ in QUICK
-    if jax.config.read(name) != quick:
-        jax.clear_caches()  # whose keys leave this setting out
-        jax.config.update(name, quick)
+def quick_options(*given, env_options_overrides=None, **more):
+    """Options of compiling, those of QUICK among them unless the program has its own."""
+    options = QUICK | (env_options_overrides or {})
+    return optimized_options(*given, env_options_overrides=options, **more)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "optimized: compiles as users do, since programs of different shapes must give equal bits,"
+        " or a compiled program is looked at",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)  # before the fixtures, which compile too
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    options = optimized_options if item.get_closest_marker("optimized") else quick_options
+    if compiler.get_compile_options is not options:
+        jax.clear_caches()  # whose keys leave options out
+        compiler.get_compile_options = options
+
+
+# What two workers start with, so that neither ends long behind the other.
+LONGEST = ("test_resume", "test_quickstart", "test_decoding", "test_plan")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 @pytest.fixture

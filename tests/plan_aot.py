@@ -1,10 +1,12 @@
 """Compiles two layers, an eighth as wide as the 7B's, for TPU chips that are not there.
 
-`plan_aot.py v5e:4x4`: one row a chip, on that slice. Prints what the test looks at as JSON.
+`plan_aot.py v5e:4x4 v6e:4x4`: one row a chip, on each slice. Prints what the test looks at, by
+topology, as JSON.
 """
 
 import json
 import sys
+from typing import Any
 
 from cm3leon_jax import config, presets
 from cm3leon_jax.chips import devices_of
@@ -27,10 +29,10 @@ SIZES = {
 }
 
 
-def main(topology: str) -> None:
+def main(topology: str) -> dict[str, Any]:
     c = config.replace(presets.preset("7b"), SIZES | {"train.batch": len(devices_of(topology))})
     plan = plan_training(c, topology)
-    found = {
+    return {
         "state": plan.kinds["parameters"] + plan.kinds["optimizer state"],
         "aliased": plan.aliased,
         "total": plan.total,
@@ -38,8 +40,7 @@ def main(topology: str) -> None:
         "census": plan.census,
         "has_splash": "splash" in plan.text,
     }
-    print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    print(json.dumps({topology: main(topology) for topology in sys.argv[1:]}))

@@ -69,18 +69,6 @@ def test_images_repeat_by_seed_and_differ_by_number(generator):
     assert len(np.unique(first.reshape(4, -1), axis=0)) > 1
 
 
-def test_a_sample_is_the_same_alone_and_among_others(generator):
-    many = pixels(generator.images(["a red ring", "a blue ring"], n=3, seed=1))
-    np.testing.assert_array_equal(many[3:4], pixels(generator.images("a blue ring", n=1, seed=1)))
-    np.testing.assert_array_equal(many[:2], pixels(generator.images("a red ring", n=2, seed=1)))
-
-
-def test_more_rows_than_one_batch_change_nothing(generator, monkeypatch):
-    whole = pixels(generator.images("a red ring", n=5))
-    monkeypatch.setattr("cm3leon_jax.decoding.batches.ROWS", 2)
-    np.testing.assert_array_equal(whole, pixels(generator.images("a red ring", n=5)))
-
-
 def test_guidance_1_needs_no_second_stream(generator, monkeypatch):
     streams = []
 
@@ -167,3 +155,17 @@ def test_a_document_without_a_hole_cannot_be_filled(generator, picture):
 def test_a_folder_that_is_no_bundle_is_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"has no config\.json"):
         cm3.load(tmp_path)
+
+
+@pytest.mark.optimized
+def test_a_sample_is_the_same_alone_and_among_others(generator):
+    many = pixels(generator.images(["a red ring", "a blue ring"], n=3, seed=1))
+    np.testing.assert_array_equal(many[3:4], pixels(generator.images("a blue ring", n=1, seed=1)))
+    np.testing.assert_array_equal(many[:2], pixels(generator.images("a red ring", n=2, seed=1)))
+
+
+@pytest.mark.optimized
+def test_more_rows_than_one_batch_change_nothing(generator, monkeypatch):
+    whole = pixels(generator.images("a red ring", n=5))
+    monkeypatch.setattr("cm3leon_jax.decoding.batches.ROWS", 2)
+    np.testing.assert_array_equal(whole, pixels(generator.images("a red ring", n=5)))

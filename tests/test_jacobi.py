@@ -50,6 +50,7 @@ def read_in_one_go(model: Transformer, prompt: np.ndarray, codes: np.ndarray) ->
     return np.asarray(hidden[:, len(prompt) - 1 : -1] @ model.head_table()[model.image_start :].T)
 
 
+@pytest.mark.optimized
 def test_the_codes_are_those_of_decoding_code_by_code(small, windows):
     model = make(small, image_tokens=16, code_positions=True)
     guidance = Guidance(jnp.float32(3), interval=(jnp.int32(3), jnp.int32(11)))

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conftest import QUICK_FLAGS
 
 from cm3leon_jax import config
 from cm3leon_jax.mapped import Mapped, finish_mapped, part_path, write_mapped_part
@@ -128,6 +129,7 @@ def test_two_processes_share_a_join_and_write_what_one_does(tmp_path):
         port = str(free.getsockname()[1])
     program = [sys.executable, str(Path(__file__).with_name("join_run.py")), str(tmp_path), port]
     paths = {"PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
+    paths["XLA_FLAGS"] = QUICK_FLAGS
     runs = [
         subprocess.Popen(
             [*program, str(i), "2"], env=os.environ | paths, stderr=subprocess.PIPE, text=True

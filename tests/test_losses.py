@@ -37,7 +37,7 @@ def test_chunked_loss_equals_plain_loss(arrays, chunk):
     losses, z_losses = plain(*arrays)
     _, _, targets, weights = arrays
     image = targets >= IMAGE_START
-    sums = cross_entropy(*arrays, IMAGE_START, chunk)
+    sums = jax.jit(cross_entropy, static_argnums=(4, 5))(*arrays, IMAGE_START, chunk)
     expected = {
         "total": losses.sum(),
         "weight": weights.sum(),
@@ -63,8 +63,8 @@ def test_chunked_gradients_equal_plain_gradients(arrays, chunk):
         losses, z_losses = plain(hidden, table, targets, weights)
         return losses.sum() + 0.1 * z_losses.sum()
 
-    ours = jax.grad(chunked, argnums=(0, 1))(*arrays[:2])
-    theirs = jax.grad(whole, argnums=(0, 1))(*arrays[:2])
+    ours = jax.jit(jax.grad(chunked, argnums=(0, 1)))(*arrays[:2])
+    theirs = jax.jit(jax.grad(whole, argnums=(0, 1)))(*arrays[:2])
     for a, b in zip(ours, theirs):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
@@ -97,6 +97,7 @@ def on_mesh():
         return run, arrays, run.lower(*arrays).compile()
 
 
+@pytest.mark.optimized
 def test_the_loss_of_a_mesh_is_that_of_one_device(on_mesh):
     run, arrays, compiled = on_mesh
     loss, gradients = compiled(*arrays)
@@ -106,12 +107,14 @@ def test_the_loss_of_a_mesh_is_that_of_one_device(on_mesh):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.optimized
 def test_no_device_holds_logits_of_the_whole_vocabulary(on_mesh):
     text = on_mesh[2].as_text()
     assert re.search(r"\[2,7,500\]", text)  # of a chunk, its rows and its half of the vocabulary
     assert not re.search(r"\[[\d,]*\b1000\b[\d,]*\]", text)  # nor of the table
 
 
+@pytest.mark.optimized
 def test_the_table_is_gathered_and_its_gradient_reduced_once(on_mesh):
     text = on_mesh[2].as_text()
     moved = [line for line in text.splitlines() if re.search(r"all-(gather|reduce)\(", line)]
@@ -145,8 +148,8 @@ def test_the_contrastive_loss_is_cross_entropy_in_both_directions(pairs):
     found = [(way.argmax(axis=1) == np.arange(16)).mean() for way in (scores, scores.T)]
     assert found[0] != found[1]
     np.testing.assert_allclose(metrics["accuracy"], np.mean(found), rtol=1e-6)
-    ours = jax.grad(lambda *a: contrastive(*a)[0], argnums=(0, 1, 2))(*pairs)
-    theirs = jax.grad(both_ways, argnums=(0, 1, 2))(*pairs)
+    ours = jax.jit(jax.grad(lambda *a: contrastive(*a)[0], argnums=(0, 1, 2)))(*pairs)
+    theirs = jax.jit(jax.grad(both_ways, argnums=(0, 1, 2)))(*pairs)
     for a, b in zip(ours, theirs):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 

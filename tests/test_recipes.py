@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from conftest import RETRIEVER, SMALL
+from conftest import QUICK_FLAGS, RETRIEVER, SMALL
 from prepared import write_workdir
 
 import gin
@@ -103,6 +103,7 @@ def test_two_real_steps_of_pretraining_on_eight_devices_from_the_command_line(tm
     main = "import sys; from cm3leon_jax.cli import main; sys.exit(main())"  # as `cm3leon` does
     command = [sys.executable, "-c", main, "train", "--workdir", workdir, *recipe]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(ROOT)}
+    environment["XLA_FLAGS"] = QUICK_FLAGS
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = (workdir / "transformer" / "metrics.jsonl").read_text().splitlines()

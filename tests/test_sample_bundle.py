@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import QUICK_FLAGS, SMALL
 from flax import nnx
 from PIL import Image
 from prepared import write_workdir
@@ -22,8 +23,6 @@ from cm3leon_jax.models.transformer import Transformer
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with bundle/, a picture, and job.jsonl of seven requests, one of them bad."""
-    from conftest import SMALL
-
     c = config.replace(config.Experiment(), SMALL)
     place = tmp_path_factory.mktemp("sample")
     workdir = write_workdir(place / "run", c)
@@ -95,6 +94,7 @@ def test_two_processes_share_a_job_and_give_the_same(folder, alone):
     program = "import sys; from cm3leon_jax.cli import main; sys.exit(main())"
     job = ["--requests", str(folder / "job.jsonl"), "--out", str(out)]
     paths = {"PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
+    paths["XLA_FLAGS"] = QUICK_FLAGS  # as the one process, whose bits theirs are compared with
     runs = [
         subprocess.Popen(
             [sys.executable, "-c", program, "sample", folder / "bundle", *job, *places, str(i)],

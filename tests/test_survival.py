@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import make_examples, make_text
+from conftest import SMALL, make_examples, make_text
 
 from cm3leon_jax import config, processes
 from cm3leon_jax.checkpoint import Checkpoints
@@ -69,10 +69,10 @@ def updates(above: float, norms: list[float]):
     c = config.Optimizer(learning_rate=0.1, warmup_steps=0, schedule="constant", clip=0.0,
                          skip_above=above)  # fmt: skip
     optimizer = make_optimizer(c, 100)
-    params = {"kernel": jnp.ones(4)}
+    params, update = {"kernel": jnp.ones(4)}, jax.jit(optimizer.update)
     state, made = optimizer.init(params), []
     for norm in norms:
-        change, state = optimizer.update({"kernel": jnp.full(4, norm / 2)}, state, params)
+        change, state = update({"kernel": np.full(4, norm / 2, np.float32)}, state, params)
         params = optax.apply_updates(params, change)
         made.append((params["kernel"], state))
     return made
@@ -164,18 +164,22 @@ def test_goodput_counts_steps_and_nothing_else_through_restarts():
     assert (second.trained, second.lived) == (20.0, 70.0)
 
 
-def saved_twice(small, folder: Path):
-    """Checkpoints of steps 4 and 8, of different states."""
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory):
+    """Checkpoints of steps 4 and 8, those states, which differ, and where their arrays lie."""
+    c = config.replace(config.Experiment(), SMALL)
     mesh = make_mesh(config.Mesh(fsdp=4), jax.devices()[:4])
-    optimizer = make_optimizer(small.optimizer, 10)
-    init = lambda key: init_state(small, optimizer, key)  # noqa: E731
+    optimizer = make_optimizer(c.optimizer, 10)
+    init = lambda key: init_state(c, optimizer, key)  # noqa: E731
     at = shardings(jax.eval_shape(init, jax.random.key(0)), mesh)
-    states = [jax.jit(init, out_shardings=at)(jax.random.key(seed)) for seed in (4, 8)]
+    make = jax.jit(init, out_shardings=at)
+    states = [make(jax.random.key(seed)) for seed in (4, 8)]
+    folder = tmp_path_factory.mktemp("saved")
     checkpoints = Checkpoints(folder, keep=3)
     for step, state in zip((4, 8), states):
         checkpoints.save(step, state, [step], {"trained": step})
     checkpoints.close()
-    return states, at
+    return folder, states, at
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -184,14 +188,14 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def test_a_damaged_checkpoint_is_named_set_aside_and_the_one_before_restored(
-    small, tmp_path, capsys
+    saved, tmp_path, capsys
 ):
-    states, at = saved_twice(small, tmp_path / "good")
-    names = [path.relative_to(tmp_path / "good") for path in files_of(tmp_path / "good" / "8")]
+    good, states, at = saved
+    names = [path.relative_to(good) for path in files_of(good / "8")]
     assert len(names) >= 7
     for number, name in enumerate(names):
         folder = tmp_path / f"bad-{number}"
-        shutil.copytree(tmp_path / "good", folder)
+        shutil.copytree(good, folder)
         path = folder / name
         if number % 2:
             path.unlink()
@@ -211,16 +215,18 @@ def test_a_damaged_checkpoint_is_named_set_aside_and_the_one_before_restored(
         assert (folder / "damaged-8").is_dir()
 
 
-def test_without_a_list_of_sizes_damage_is_found_by_reading(small, tmp_path):
-    states, at = saved_twice(small, tmp_path)
+def test_without_a_list_of_sizes_damage_is_found_by_reading(saved, tmp_path):
+    good, states, at = saved
+    shutil.copytree(good, tmp_path, dirs_exist_ok=True)
     (tmp_path / "8" / "sizes.json").unlink()
     largest = max(files_of(tmp_path / "8"), key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
     assert Checkpoints(tmp_path, keep=3).restore(states[0], at).step == 4
 
 
-def test_nothing_readable_is_an_error_and_nothing_is_moved(small, tmp_path):
-    states, at = saved_twice(small, tmp_path)
+def test_nothing_readable_is_an_error_and_nothing_is_moved(saved, tmp_path):
+    good, states, at = saved
+    shutil.copytree(good, tmp_path, dirs_exist_ok=True)
     for step in "48":
         (tmp_path / step / "state" / "manifest.ocdbt").unlink()
     with pytest.raises(ValueError, match=r"none of the checkpoints \[4, 8\] can be read") as error:

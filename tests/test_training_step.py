@@ -1,13 +1,13 @@
 """The step: the same update however it is split over time and devices."""
 
 import dataclasses
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import make_examples, make_text
+from conftest import SMALL, make_examples, make_text
 from flax import nnx
 
 from cm3leon_jax import config
@@ -61,23 +61,26 @@ def assert_close(a: TrainState, b: TrainState, atol: float) -> None:
 
 
 # Adam divides by the root of tiny second moments: epsilon keeps rounding from being amplified.
-STEADY = {"optimizer.epsilon": 1e-3}
+STEADY = config.replace(config.Experiment(), SMALL | {"optimizer.epsilon": 1e-3})
+
+
+@cache
+def run_on_one_device():
+    return run(STEADY)
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
-def test_sharded_training_equals_one_device(small, sizes):
-    c = config.replace(small, STEADY)
-    single, losses = run(c)
-    sharded, sharded_losses = run(c, make_mesh(config.Mesh(*sizes)))
+def test_sharded_training_equals_one_device(sizes):
+    single, losses = run_on_one_device()
+    sharded, sharded_losses = run(STEADY, make_mesh(config.Mesh(*sizes)))
     np.testing.assert_allclose(sharded_losses, losses, rtol=1e-5)
     assert_close(sharded, single, atol=2e-5)
 
 
 @pytest.mark.parametrize("parts", [2, 4])
-def test_accumulated_gradients_equal_one_big_batch(small, parts):
-    c = config.replace(small, STEADY)
-    whole, losses = run(c)
-    split, split_losses = run(config.replace(c, {"train.accumulate": parts}))
+def test_accumulated_gradients_equal_one_big_batch(parts):
+    whole, losses = run_on_one_device()
+    split, split_losses = run(config.replace(STEADY, {"train.accumulate": parts}))
     np.testing.assert_allclose(split_losses, losses, rtol=1e-5)
     assert_close(split, whole, atol=2e-5)
 
@@ -108,6 +111,7 @@ def test_bfloat16_first_moments_train_like_float32_ones(small):
     np.testing.assert_allclose(half_losses, losses, atol=0.01)
 
 
+@pytest.mark.optimized
 def test_one_trace_and_the_whole_state_donated(small):
     c, traces = small, []
     mesh = make_mesh(config.Mesh(fsdp=1), jax.devices()[:1])
@@ -141,7 +145,7 @@ def test_training_overfits(small):
     # What cannot be known is which document starts: log(4) per document.
     ends = float(metrics["loss"] * metrics["tokens"]) / np.sum(batch["positions"] == 0)
     assert ends < np.log(4) + 2.0
-    assert float(eval_step(c, state.model, batch)["loss"]) < 0.3
+    assert float(jax.jit(partial(eval_step, c))(state.model, batch)["loss"]) < 0.3
 
 
 @pytest.mark.parametrize("has_places", [True, False])
@@ -174,10 +178,10 @@ def test_the_codebook_is_not_trained_and_its_projection_is(small):
 def test_weights_decay_and_positions_do_not(small):
     c = config.replace(small, {"optimizer.weight_decay": 0.5})
     optimizer = make_optimizer(c.optimizer, c.train.steps)
-    state = init_state(c, optimizer, jax.random.key(0))
-    zeros = jax.tree.map(jnp.zeros_like, state.model)
-    _, moments = optimizer.update(zeros, state.moments, state.model)  # the warmup starts at 0
-    updates, _ = optimizer.update(zeros, moments, state.model)
+    state = jax.jit(partial(init_state, c, optimizer))(jax.random.key(0))
+    zeros, update = jax.tree.map(np.zeros_like, state.model), jax.jit(optimizer.update)
+    _, moments = update(zeros, state.moments, state.model)  # the warmup starts at 0
+    updates, _ = update(zeros, moments, state.model)
     rate = float(make_schedule(c.optimizer, c.train.steps)(1))
     expected = -rate * 0.5 * state.model.layers.up[...]
     np.testing.assert_allclose(updates.layers.up[...], expected, rtol=1e-5)

@@ -29,6 +29,11 @@ def build(c: config.Experiment, seed: int = 0) -> Transformer:
     return Transformer(c.model, rngs=nnx.Rngs(seed), codebook=codebook)
 
 
+@jax.jit
+def read(model: Transformer, *rows: jax.Array) -> jax.Array:
+    return model(*rows)
+
+
 def rows(c: config.Experiment, batch: int = 2, length: int = 20) -> tuple[jax.Array, ...]:
     tokens = jax.random.randint(jax.random.key(1), (batch, length), 5, c.model.vocabulary)
     is_code = tokens >= c.model.specials + c.model.text_pieces
@@ -45,7 +50,7 @@ def form(request: pytest.FixtureRequest, small: config.Experiment) -> config.Exp
 def test_later_tokens_do_not_reach_earlier_positions(form):
     model, (tokens, *others) = build(form), rows(form)
     changed = tokens.at[:, 12].set((tokens[:, 12] + 1) % form.model.vocabulary)
-    before, after = model(tokens, *others), model(changed, *others)
+    before, after = read(model, tokens, *others), read(model, changed, *others)
     np.testing.assert_array_equal(before[:, :12], after[:, :12])
     assert np.abs(before[:, 12:] - after[:, 12:]).max() > 1e-3
 
@@ -55,11 +60,12 @@ def test_packed_documents_do_not_see_one_another(form):
     lengths = (7, 13)
     segments = jnp.repeat(jnp.array([1, 2]), jnp.array(lengths))[None]
     positions = jnp.concatenate([jnp.arange(n) for n in lengths])[None]
-    packed = model(tokens, segments, positions, codes_at)
+    packed = read(model, tokens, segments, positions, codes_at)
     for start, length in ((0, 7), (7, 13)):
         part = slice(start, start + length)
         ones = jnp.ones((1, length), int)
-        alone = model(tokens[:, part], ones, jnp.arange(length)[None], codes_at[:, part])
+        at = jnp.arange(length)[None]
+        alone = read(model, tokens[:, part], ones, at, codes_at[:, part])
         np.testing.assert_allclose(packed[:, part], alone, atol=2e-5)
 
 
@@ -72,8 +78,8 @@ def test_parameter_count_is_that_of_the_config(form):
 def test_remat_changes_no_gradient(form):
     batch = rows(form)
     loss = lambda model: jnp.square(model(*batch)).sum()  # noqa: E731
-    plain = jax.grad(loss)(build(form))
-    again = jax.grad(loss)(build(config.replace(form, {"model.remat": "full"})))
+    plain = jax.jit(jax.grad(loss))(build(form))
+    again = jax.jit(jax.grad(loss))(build(config.replace(form, {"model.remat": "full"})))
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
@@ -102,8 +108,8 @@ def test_paper_initialisation(small):
 def test_rotary_positions_are_relative(small):
     form = config.replace(small, CHAMELEON)
     model, (tokens, segments, positions, codes_at) = build(form), rows(form)
-    hidden = model(tokens, segments, positions, codes_at)
-    moved = model(tokens, segments, positions + 17, codes_at)
+    hidden = read(model, tokens, segments, positions, codes_at)
+    moved = read(model, tokens, segments, positions + 17, codes_at)
     np.testing.assert_allclose(hidden, moved, atol=1e-4)
     x = jax.random.normal(jax.random.key(0), (1, 5, 2, 8))
     norms = jnp.linalg.norm(rotate(x, jnp.arange(5)[None], 1e4), axis=-1)
@@ -128,15 +134,15 @@ def test_a_code_is_told_its_place_in_its_image_and_other_tokens_are_not(small):
     form = config.replace(small, FORMS["codes"])
     model, (tokens, segments, positions, codes_at) = build(form), rows(form)
     at = int(jnp.argmax(codes_at[0] == 1))
-    hidden = model(tokens, segments, positions, codes_at)
-    moved = model(tokens, segments, positions, codes_at.at[0, at].set(2))
+    hidden = read(model, tokens, segments, positions, codes_at)
+    moved = read(model, tokens, segments, positions, codes_at.at[0, at].set(2))
     np.testing.assert_array_equal(hidden[0, :at], moved[0, :at])
     np.testing.assert_array_equal(hidden[1], moved[1])
     assert np.abs(hidden[0, at] - moved[0, at]).max() > 0.01
     # Only what is told place 0 takes the first vector: no text does.
     table = model.code_positions[...]
     model.code_positions[...] = table.at[0].set(-table[0])
-    changed = jnp.any(model(tokens, segments, positions, codes_at) != hidden, axis=-1)
+    changed = jnp.any(read(model, tokens, segments, positions, codes_at) != hidden, axis=-1)
     for row in range(2):
         first = int(jnp.argmax(codes_at[row] == 0))
         assert codes_at[row, first] == 0
