@@ -5,56 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clip_directory import SHAPES, VOCABULARY, write_clip
 from PIL import Image
 
 from cm3leon_jax.interop.clip import fill_clip, read_clip, read_config
 from cm3leon_jax.models.clip import DEVIATION, MEAN, text_batch
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
-VOCABULARY = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "re", "red</w>", "ca", "cat</w>"]
-MERGES = [("r", "e"), ("re", "d</w>"), ("c", "a"), ("ca", "t</w>")]
-SHAPES = {  # like B/32, like B/16 with another activation, like L/14 with towers that differ
-    "b32": ("quick_gelu", (8, 4, 16, 1, 2), (16, 1, 2), 12),
-    "b16": ("gelu", (8, 2, 16, 2, 4), (8, 1, 1), 8),
-    "l14": ("quick_gelu", (12, 4, 24, 2, 3), (16, 3, 4), 24),
-}
-
-
-def save(folder: Path, shape: str):
-    """A random network of transformers, written as published ones are; returns it."""
-    activation, vision, text, embedding = SHAPES[shape]
-    names = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-    pieces = len(VOCABULARY)
-
-    def tower(sizes, names):
-        named = dict(zip(names, sizes))
-        return named | {"intermediate_size": 4 * named["hidden_size"], "hidden_act": activation}
-
-    ids = {"vocab_size": pieces + 2, "bos_token_id": pieces, "eos_token_id": pieces + 1}
-    torch.manual_seed(0)
-    c = transformers.CLIPConfig(
-        vision_config=tower(vision, names),
-        text_config=tower(text, names[2:]) | ids | {"pad_token_id": pieces + 1},
-        projection_dim=embedding,
-    )
-    theirs = transformers.CLIPModel(c).eval()
-    with torch.no_grad():
-        for parameter in theirs.parameters():  # biases are born 0, and would prove nothing
-            parameter.normal_(std=0.3)
-    theirs.save_pretrained(folder)
-    ends = ("<|startoftext|>", "<|endoftext|>")
-    vocabulary = {piece: i for i, piece in enumerate((*VOCABULARY, *ends))}
-    tokenizer = transformers.CLIPTokenizer(vocab=vocabulary, merges=MERGES)
-    tokenizer.save_pretrained(folder)
-    return theirs, tokenizer
+pytest.importorskip("transformers")
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_both_towers_give_the_embeddings_of_transformers(tmp_path, shape):
-    theirs, tokenizer = save(tmp_path, shape)
+    theirs, tokenizer = write_clip(tmp_path, shape)
     ours = read_clip(tmp_path)
     size = ours.network.config.size
     pixels = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)
@@ -87,7 +50,7 @@ def test_both_towers_give_the_embeddings_of_transformers(tmp_path, shape):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("clip")
-    save(place, "b32")
+    write_clip(place, "b32")
     return place
 
 

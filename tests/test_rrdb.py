@@ -82,7 +82,7 @@ def test_the_names_of_the_first_esrgan_mean_the_same():
     jax.tree.map(np.testing.assert_array_equal, fill_upscaler(old), fill_upscaler(new))
 
 
-def test_what_is_no_rrdbnet_is_refused_by_name(tmp_path):
+def test_what_is_no_rrdbnet_is_refused_by_name():
     tensors = {name: x.numpy() for name, x in make_tensors(4).items()}
     name = "body.1.rdb3.conv5.weight"
     with pytest.raises(ValueError, match=f"{name}.*is missing"):
@@ -93,5 +93,19 @@ def test_what_is_no_rrdbnet_is_refused_by_name(tmp_path):
         fill_upscaler(tensors | {"more.weight": np.zeros(1)})
     with pytest.raises(ValueError, match="reads"):
         fill_upscaler(tensors | {"conv_first.weight": np.zeros((6, 5, 3, 3))})
-    with pytest.raises(ValueError, match="pickle"):
-        read_upscaler(tmp_path / "RealESRGAN_x4plus.pth")
+
+
+def test_files_are_read_strictly(tmp_path):
+    from safetensors.numpy import save_file
+
+    tensors = {name: x.numpy() for name, x in make_tensors(4).items()}
+    path = tmp_path / "x4.safetensors"
+    save_file(tensors, path)
+    found, wanted = (network.first.kernel[...] for network in (read_upscaler(path), fill_upscaler(tensors)))
+    np.testing.assert_array_equal(found, wanted)
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(ValueError, match="it is cut off"):
+        read_upscaler(path)
+    path.rename(tmp_path / "x4.pth")
+    with pytest.raises(ValueError, match=r"is a pickle.*cm3leon convert --from_torch .*x4\.pth"):
+        read_upscaler(tmp_path / "x4.pth")

@@ -1,8 +1,12 @@
 """The finished networks that turn records into documents, opened from where their stages left them.
 
 text.model  image_tokenizer/network  retriever/network
+
+A retriever of ours reads the pieces of text.model and has the shape of the experiment; the folder of
+a CLIP of others, as `cm3leon convert` writes it, also has clip.json and its own tokenizer.json.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +16,12 @@ from flax import nnx
 
 from cm3leon_jax import config
 from cm3leon_jax.checkpoint import PathLike, load_network, local
+from cm3leon_jax.fields import build
 from cm3leon_jax.models.clip import CLIP
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.models.vqgan import VQGAN
 from cm3leon_jax.sharding import shardings
+from cm3leon_jax.tokens.clip_text import ClipTokenizer
 from cm3leon_jax.tokens.text import TextTokenizer
 
 STAGES = {
@@ -25,6 +31,9 @@ STAGES = {
     "documents/skipped.txt": "prepare",
     "neighbours/held_out.json": "retrieve",
 }
+
+
+CLIP_SHAPE, CLIP_TEXT = "clip.json", "tokenizer.json"  # beside the arrays of others' CLIP
 
 
 def require_result(workdir: Path, name: str) -> Path:
@@ -57,6 +66,15 @@ def open_transformer(
     return open_network(folder, lambda key: Transformer(c.model, rngs=nnx.Rngs(key)), mesh)
 
 
-def open_retriever(c: config.Experiment, folder: PathLike, mesh: jax.sharding.Mesh) -> CLIP:
-    build = lambda key: CLIP(c.retriever, c.model.text_pieces, rngs=nnx.Rngs(key))  # noqa: E731
-    return open_network(folder, build, mesh)
+def open_retriever(
+    c: config.Experiment, folder: PathLike, mesh: jax.sharding.Mesh, text: TextTokenizer
+) -> tuple[CLIP, TextTokenizer | ClipTokenizer]:
+    """The network and what spells texts for it: `text`, or the own tokenizer of others' CLIP."""
+    shape, pieces, place = c.retriever, c.model.text_pieces, local(folder)
+    speller: TextTokenizer | ClipTokenizer = text
+    if (place / CLIP_SHAPE).exists():
+        shape = build(shape, json.loads((place / CLIP_SHAPE).read_text()))
+        speller = ClipTokenizer.load(place / CLIP_TEXT)
+        pieces = speller.pieces
+    form = lambda key: CLIP(shape, pieces, rngs=nnx.Rngs(key))  # noqa: E731
+    return open_network(folder, form, mesh), speller
