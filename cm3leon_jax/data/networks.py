@@ -45,11 +45,17 @@ def require_result(workdir: Path, name: str) -> Path:
 
 
 def open_network(
-    folder: PathLike, build: Callable[[jax.Array], Any], mesh: jax.sharding.Mesh
+    folder: PathLike,
+    build: Callable[[jax.Array], Any],
+    mesh: jax.sharding.Mesh,
+    as_stored: bool = False,
 ) -> Any:
-    """The network saved in `folder`, in the form of `build(key)`, on a mesh."""
+    """The network saved in `folder`, in the form of `build(key)`, on a mesh.
+
+    Its arrays are of the types that `build` gives them or, as_stored, that they have on disk.
+    """
     form = jax.eval_shape(build, jax.random.key(0))
-    return load_network(local(folder), form, shardings(form, mesh))
+    return load_network(local(folder), form, shardings(form, mesh), as_stored)
 
 
 def open_text(workdir: Path) -> TextTokenizer:
@@ -61,9 +67,10 @@ def open_image_tokenizer(c: config.Experiment, folder: PathLike, mesh: jax.shard
 
 
 def open_transformer(
-    c: config.Experiment, folder: PathLike, mesh: jax.sharding.Mesh
+    c: config.Experiment, folder: PathLike, mesh: jax.sharding.Mesh, as_stored: bool = False
 ) -> Transformer:
-    return open_network(folder, lambda key: Transformer(c.model, rngs=nnx.Rngs(key)), mesh)
+    build = lambda key: Transformer(c.model, rngs=nnx.Rngs(key))  # noqa: E731
+    return open_network(folder, build, mesh, as_stored)
 
 
 def open_retriever(

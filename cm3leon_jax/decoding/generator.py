@@ -57,7 +57,8 @@ def load(bundle: PathLike, *, int8: bool = False, tensor: int = 1) -> "Generator
     mesh = make_mesh(config.Mesh(data=1, fsdp=1, tensor=tensor), jax.local_devices())
     text = open_text_model((folder / "text.model").read_bytes())
     text.check_fits(Vocabulary.of(c.model))
-    transformer = open_transformer(c, folder / "transformer", mesh).for_decoding(int8)
+    stored = open_transformer(c, folder / "transformer", mesh, as_stored=True)
+    transformer = stored.for_decoding(int8, donate=True)
     image_tokenizer = open_image_tokenizer(c, folder / "image_tokenizer", mesh)
     clip, speller, memory = None, text, None
     if (folder / "clip").exists():
