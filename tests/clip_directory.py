@@ -5,19 +5,16 @@ from pathlib import Path
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 VOCABULARY = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "re", "red</w>", "ca", "cat</w>"]
 MERGES = [("r", "e"), ("re", "d</w>"), ("c", "a"), ("ca", "t</w>")]
-SHAPES = {  # like B/32, like B/16 with another activation, like L/14 with towers that differ
-    "b32": ("quick_gelu", (8, 4, 16, 1, 2), (16, 1, 2), 12),
-    "b16": ("gelu", (8, 2, 16, 2, 4), (8, 1, 1), 8),
-    "l14": ("quick_gelu", (12, 4, 24, 2, 3), (16, 3, 4), 24),
-}
+# Activation; size, patch, width, layers, heads of pictures; width, layers, heads of texts; vectors
+B32 = ("quick_gelu", (8, 4, 16, 1, 2), (16, 1, 2), 12)
 
 
-def write_clip(folder: Path, shape: str):
-    """A random network of transformers, written as published ones are; returns it."""
+def write_clip(folder: Path, shape=B32):
+    """A random network of transformers and its tokenizer, as published ones are; returns both."""
     import torch
     import transformers
 
-    activation, vision, text, embedding = SHAPES[shape]
+    activation, vision, text, embedding = shape
     names = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
     pieces = len(VOCABULARY)
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 import cm3leon_jax as cm3
 from cm3leon_jax import bundle, checkpoint, cli, config, stages
-from cm3leon_jax.data.prepare import prepare
+from cm3leon_jax.data import sources
+from cm3leon_jax.data.prepare import merge, prepare_part
 from cm3leon_jax.data.shards import Shards
 from cm3leon_jax.interop.clip import ImportedClip, read_clip
 from cm3leon_jax.mapped import Mapped
@@ -30,7 +31,7 @@ TEXTS = ("red cat", "a red cat", "cat 1", "a0b", "dog", "red", "the 9th cat", "a
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("clip")
-    write_clip(folder, "b32")
+    write_clip(folder)
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
     return folder
 
@@ -59,14 +60,19 @@ def run(tmp_path_factory, clip_folder) -> Path:
     checkpoint.save_network(run / "image_tokenizer" / "network", tokenizer)
     assert cli.main(["convert", str(clip_folder), str(run / "retriever" / "network")]) == 0
     stages.train_retriever(c, None, run)  # one is there: nothing is read, nothing is trained
-    prepare(c, run)
+    parts = sources.plan(c.data, c.image_tokenizer.size)
+    prepare_part(c, run, len(parts), *parts)  # `prepare` without a Beam pipeline
+    merge(c, run, len(parts))
     stages.retrieve(c, run)
     bundle.write_bundle(c, run, Transformer(c.model, rngs=nnx.Rngs(0)))
     return run
 
 
 def test_documents_have_the_vectors_of_the_imported_clip(run, imported):
-    records, vectors = Shards(run / "documents", "train"), Mapped(run / "documents", "train.vectors")
+    records, vectors = (
+        Shards(run / "documents", "train"),
+        Mapped(run / "documents", "train.vectors"),
+    )
     assert vectors.shape[1:] == (3, 12)  # its size: that of the config is 16
     found = vectors[:].astype(np.float32)
     wanted = imported.texts([record.texts[0] for record in records])

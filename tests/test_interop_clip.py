@@ -1,13 +1,17 @@
 """A published CLIP in JAX: transformers' embeddings, its tokenizer's ids, and what is refused."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from clip_directory import SHAPES, VOCABULARY, write_clip
+from clip_directory import VOCABULARY, write_clip
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from cm3leon_jax import cli
 from cm3leon_jax.interop.clip import fill_clip, read_clip, read_config
 from cm3leon_jax.models.clip import DEVIATION, MEAN, text_batch
 
@@ -15,10 +19,22 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_both_towers_give_the_embeddings_of_transformers(tmp_path, shape):
-    theirs, tokenizer = write_clip(tmp_path, shape)
-    ours = read_clip(tmp_path)
+@st.composite
+def shapes(draw):
+    """As `clip_directory.B32`: towers that need not be alike."""
+    few = st.integers(1, 3)
+    patch, side, heads, text_heads = draw(st.sampled_from([2, 4])), *(draw(few) for _ in range(3))
+    vision = patch * side, patch, 8 * heads, draw(st.integers(1, 2)), heads
+    text = 8 * text_heads, draw(st.integers(1, 2)), text_heads
+    return draw(st.sampled_from(["quick_gelu", "gelu"])), vision, text, draw(st.integers(4, 16))
+
+
+@settings(max_examples=3, deadline=None, derandomize=True)
+@given(shape=shapes())
+def test_both_towers_give_the_embeddings_of_transformers_in_any_shape(shape):
+    with tempfile.TemporaryDirectory() as folder:
+        theirs, tokenizer = write_clip(Path(folder), shape)
+        ours = read_clip(Path(folder))
     size = ours.network.config.size
     pixels = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)
     texts = ["a Red cat", "", "cat " * 90]  # upper case; empty; longer than 77
@@ -50,7 +66,7 @@ def test_both_towers_give_the_embeddings_of_transformers(tmp_path, shape):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("clip")
-    write_clip(place, "b32")
+    write_clip(place)
     return place
 
 
@@ -100,6 +116,16 @@ def test_another_network_is_refused_by_name(folder, tmp_path, case):
     file, change, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         read_clip(edit(folder, tmp_path, file, change))
+
+
+def test_what_does_not_convert_leaves_nothing(folder, tmp_path, capsys):
+    (tmp_path / "theirs").mkdir()
+    place = edit(folder, tmp_path / "theirs", *BAD["extra"][:2])
+    assert cli.main(["convert", str(place), str(tmp_path / "run" / "retriever" / "network")]) == 2
+    error = capsys.readouterr().err
+    assert "tensor='more': is no part of a CLIP" in error
+    assert error.count("\n") == 1
+    assert not list((tmp_path / "run").rglob("network*"))
 
 
 def test_other_pixels_and_pickles_are_refused(folder, tmp_path):

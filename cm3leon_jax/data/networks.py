@@ -2,8 +2,8 @@
 
 text.model  image_tokenizer/network  retriever/network
 
-A retriever of ours reads the pieces of text.model and has the shape of the experiment; the folder of
-a CLIP of others, as `cm3leon convert` writes it, also has clip.json and its own tokenizer.json.
+A retriever of ours reads the pieces of text.model and has the shape of the experiment; the folder
+of a CLIP of others, as `cm3leon convert` writes it, also has clip.json and its own tokenizer.json.
 """
 
 import json
@@ -31,8 +31,6 @@ STAGES = {
     "documents/skipped.txt": "prepare",
     "neighbours/held_out.json": "retrieve",
 }
-
-
 CLIP_SHAPE, CLIP_TEXT = "clip.json", "tokenizer.json"  # beside the arrays of others' CLIP
 
 
