@@ -21,6 +21,7 @@ from cm3leon_jax.data.networks import open_transformer
 from cm3leon_jax.interop.chameleon_form import write_form
 from cm3leon_jax.interop.convert import convert
 from cm3leon_jax.interop.shards import Shards, write_file
+from cm3leon_jax.models import transformer
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.models.vqgan import VQGAN
 from cm3leon_jax.sharding import make_mesh
@@ -211,7 +212,7 @@ def test_the_card_has_checksums_and_licence(made):
     assert "chameleon" in card
 
 
-def test_weights_load_in_the_type_that_they_are_stored_in(made, tmp_path):
+def test_weights_load_as_stored_and_are_not_kept_twice(made, tmp_path, monkeypatch):
     from ml_dtypes import bfloat16
 
     _, source, bundle = made
@@ -223,9 +224,12 @@ def test_weights_load_in_the_type_that_they_are_stored_in(made, tmp_path):
     for folder, dtype in ((bundle, np.float32), (tmp_path / "ours", bfloat16)):
         stored = open_transformer(c, folder / "transformer", mesh, as_stored=True)
         assert {x.dtype for x in jax.tree.leaves(stored)} == {np.dtype(dtype)}
+    monkeypatch.setattr(transformer, "APART", 0)
+    weights = [weight.get_value() for _, weight, _ in stored.layers.weights()]
     decoding = stored.for_decoding(donate=True)
     assert {x.dtype for x in jax.tree.leaves(decoding)} == {np.dtype(bfloat16)}
-    assert not decoding.layers.query[...].is_deleted()
+    assert all(x.is_deleted() for x in weights)  # each layer has its own now
+    assert not any(x.is_deleted() for x in jax.tree.leaves(decoding))
 
 
 def test_an_image_tokenizer_among_the_shards_is_read_there_as_anole_has_it(made, tmp_path):

@@ -102,7 +102,6 @@ def convert_clip(source: Path, target: Path) -> None:
 
 def _read(folder: Path) -> tuple[ImportedClip, dict[str, str]]:
     """The network and its tokenizer, and the sha256 of its files."""
-    require((folder / "config.json").exists(), "clip", str(folder), "use a folder with config.json")
     c, pieces = read_config(folder)
     _check_pictures(folder)
     text = ClipTokenizer.load(folder / "tokenizer.json")
