@@ -156,11 +156,19 @@ def save_named(folder: PathLike, named: Mapping[str, Any]) -> None:
     _orbax().save(local(folder).absolute(), named, overwrite=True)
 
 
-def load_network(folder: PathLike, network: Any, mesh_shardings: Any) -> Any:
-    """Reads a network into the form of the abstract `network`; waits for no other process."""
-    wanted = to_names(_abstract(network, mesh_shardings))
+def load_network(
+    folder: PathLike, network: Any, mesh_shardings: Any, as_stored: bool = False
+) -> Any:
+    """Reads a network into the form of the abstract `network`; waits for no other process.
+
+    as_stored: every array in the type that it has on disk, which takes no more memory than there.
+    """
+    wanted, place = to_names(_abstract(network, mesh_shardings)), local(folder).absolute()
     with _explained(folder), _alone():
-        return from_names(network, _orbax().load(local(folder).absolute(), wanted))
+        if as_stored:
+            typed = lambda x, there: x.update(dtype=there.dtype)  # noqa: E731
+            wanted = jax.tree.map(typed, wanted, _orbax().metadata(place).metadata)
+        return from_names(network, _orbax().load(place, wanted))
 
 
 def load_part(folder: PathLike, name: str, network: Any, mesh_shardings: Any) -> Any:

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from vq_oracles import CODES, DIFFUSERS, GOLDEN, SIDE, draw, pictures
 
 from cm3leon_jax import checkpoint, cli, config
@@ -60,6 +62,52 @@ def test_codes_and_pixels_are_those_of_the_original(family, tmp_path):
     found, pixels = run(model, pictures(), codes)
     np.testing.assert_array_equal(found, codes)
     np.testing.assert_allclose(pixels, golden[f"{family}_pixels"], atol=FAR)
+
+
+@settings(max_examples=2, deadline=None, derandomize=True)
+@given(
+    multipliers=st.sampled_from([(1,), (2, 1), (1, 1, 2)]),
+    blocks=st.integers(1, 2),
+    attends=st.booleans(),
+    width=st.integers(2, 6),
+)
+def test_codes_are_those_of_transformers_in_any_shape(multipliers, blocks, attends, width):
+    """Of Chameleon's image tokenizer, whose names are taming's."""
+    torch = pytest.importorskip("torch", reason="transformers has the original")
+    pytest.importorskip("transformers", reason="transformers has the original")
+    from transformers import ChameleonVQVAE, ChameleonVQVAEConfig
+
+    form = {"size": 8, "channels": 32, "multipliers": multipliers, "blocks": blocks}
+    form |= {"attention": (8,) if attends else (), "latent": 8, "codes": CODES, "width": width}
+    c = config.ImageTokenizer(**form)
+    theirs = ChameleonVQVAE(
+        ChameleonVQVAEConfig(
+            embed_dim=width,
+            num_embeddings=CODES,
+            latent_channels=8,
+            resolution=8,
+            base_channels=32,
+            channel_multiplier=list(multipliers),
+            num_res_blocks=blocks,
+            attn_resolutions=[8] if attends else None,
+        )
+    ).eval()
+    rows = {row.theirs: row for row in vq.rows(vq.TAMING, c)}
+    named, state = {}, theirs.state_dict()
+    for name, row in rows.items():
+        array = draw(name, row.their_shape)
+        named[row.ours] = row.take(array)
+        if name in state:
+            state[name].copy_(torch.from_numpy(array))
+    assert rows.keys() >= state.keys()
+    made = jax.eval_shape(lambda: VQGAN(c, rngs=nnx.Rngs(0)))
+    model = checkpoint.from_names(made, jax.tree.map(jnp.asarray, vq.complete(named, c)))
+    images = pictures()[:, :8, :8]
+    with torch.no_grad():
+        wanted = theirs.encode(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).image_tokens
+    found = np.asarray(jax.jit(VQGAN.encode)(model, images)).ravel()
+    np.testing.assert_array_equal(found, wanted.numpy().ravel())
+    assert len(np.unique(found)) > 1
 
 
 def test_a_converted_image_tokenizer_begins_a_work_directory(tmp_path, capsys):

@@ -1,61 +1,40 @@
 """A published CLIP in JAX: transformers' embeddings, its tokenizer's ids, and what is refused."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from clip_directory import VOCABULARY, write_clip
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from cm3leon_jax import cli
 from cm3leon_jax.interop.clip import fill_clip, read_clip, read_config
 from cm3leon_jax.models.clip import DEVIATION, MEAN, text_batch
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
-VOCABULARY = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "re", "red</w>", "ca", "cat</w>"]
-MERGES = [("r", "e"), ("re", "d</w>"), ("c", "a"), ("ca", "t</w>")]
-SHAPES = {  # like B/32, like B/16 with another activation, like L/14 with towers that differ
-    "b32": ("quick_gelu", (8, 4, 16, 1, 2), (16, 1, 2), 12),
-    "b16": ("gelu", (8, 2, 16, 2, 4), (8, 1, 1), 8),
-    "l14": ("quick_gelu", (12, 4, 24, 2, 3), (16, 3, 4), 24),
-}
+pytest.importorskip("transformers")
 
 
-def save(folder: Path, shape: str):
-    """A random network of transformers, written as published ones are; returns it."""
-    activation, vision, text, embedding = SHAPES[shape]
-    names = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-    pieces = len(VOCABULARY)
-
-    def tower(sizes, names):
-        named = dict(zip(names, sizes))
-        return named | {"intermediate_size": 4 * named["hidden_size"], "hidden_act": activation}
-
-    ids = {"vocab_size": pieces + 2, "bos_token_id": pieces, "eos_token_id": pieces + 1}
-    torch.manual_seed(0)
-    c = transformers.CLIPConfig(
-        vision_config=tower(vision, names),
-        text_config=tower(text, names[2:]) | ids | {"pad_token_id": pieces + 1},
-        projection_dim=embedding,
-    )
-    theirs = transformers.CLIPModel(c).eval()
-    with torch.no_grad():
-        for parameter in theirs.parameters():  # biases are born 0, and would prove nothing
-            parameter.normal_(std=0.3)
-    theirs.save_pretrained(folder)
-    ends = ("<|startoftext|>", "<|endoftext|>")
-    vocabulary = {piece: i for i, piece in enumerate((*VOCABULARY, *ends))}
-    tokenizer = transformers.CLIPTokenizer(vocab=vocabulary, merges=MERGES)
-    tokenizer.save_pretrained(folder)
-    return theirs, tokenizer
+@st.composite
+def shapes(draw):
+    """As `clip_directory.B32`: towers that need not be alike."""
+    few = st.integers(1, 3)
+    patch, side, heads, text_heads = draw(st.sampled_from([2, 4])), *(draw(few) for _ in range(3))
+    vision = patch * side, patch, 8 * heads, draw(st.integers(1, 2)), heads
+    text = 8 * text_heads, draw(st.integers(1, 2)), text_heads
+    return draw(st.sampled_from(["quick_gelu", "gelu"])), vision, text, draw(st.integers(4, 16))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_both_towers_give_the_embeddings_of_transformers(tmp_path, shape):
-    theirs, tokenizer = save(tmp_path, shape)
-    ours = read_clip(tmp_path)
+@settings(max_examples=3, deadline=None, derandomize=True)
+@given(shape=shapes())
+def test_both_towers_give_the_embeddings_of_transformers_in_any_shape(shape):
+    with tempfile.TemporaryDirectory() as folder:
+        theirs, tokenizer = write_clip(Path(folder), shape)
+        ours = read_clip(Path(folder))
     size = ours.network.config.size
     pixels = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)
     texts = ["a Red cat", "", "cat " * 90]  # upper case; empty; longer than 77
@@ -87,7 +66,7 @@ def test_both_towers_give_the_embeddings_of_transformers(tmp_path, shape):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("clip")
-    save(place, "b32")
+    write_clip(place)
     return place
 
 
@@ -137,6 +116,16 @@ def test_another_network_is_refused_by_name(folder, tmp_path, case):
     file, change, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         read_clip(edit(folder, tmp_path, file, change))
+
+
+def test_what_does_not_convert_leaves_nothing(folder, tmp_path, capsys):
+    (tmp_path / "theirs").mkdir()
+    place = edit(folder, tmp_path / "theirs", *BAD["extra"][:2])
+    assert cli.main(["convert", str(place), str(tmp_path / "run" / "retriever" / "network")]) == 2
+    error = capsys.readouterr().err
+    assert "tensor='more': is no part of a CLIP" in error
+    assert error.count("\n") == 1
+    assert not list((tmp_path / "run").rglob("network*"))
 
 
 def test_other_pixels_and_pickles_are_refused(folder, tmp_path):

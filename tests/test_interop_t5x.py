@@ -2,6 +2,7 @@
 
 import abc
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -120,7 +121,7 @@ def test_every_parameter_has_axes_that_t5x_knows(made):
 def test_losses_are_those_of_training_on_every_mesh_of_t5x(made, batch):
     c, model, variables = made
     params = variables["params"]
-    sums = token_loss(c, model.network(params), batch)
+    sums = jax.jit(lambda p, b: token_loss(c, model.network(p), b))(params, batch)
     wanted = sums.means()
     scale = c.train.batch * c.data.row_length
     total = (sums.total + c.objective.z_loss * sums.z_total) / scale
@@ -195,15 +196,20 @@ def test_images_are_drawn_after_what_stands_before_them_and_scores_are_likelihoo
     again, _ = run(params, shuffled | {"targets": shuffled["tokens"]}, jax.random.key(1))
     np.testing.assert_array_equal(drawn, again)  # what stands behind the prompt is not seen
 
-    logits = jax.nn.log_softmax(model._compute_logits(params, batch))
+    @jax.jit
+    def read(params, batch):
+        logits = model._compute_logits(params, batch)
+        return jax.nn.log_softmax(logits), model.score_batch(params, batch)
+
+    logits, scores = read(params, batch)
     chosen = np.take_along_axis(np.asarray(logits), np.asarray(batch["targets"])[..., None], 2)
     wanted = (chosen[..., 0] * np.asarray(batch["weights"])).sum(1)
-    np.testing.assert_allclose(model.score_batch(params, batch), wanted, rtol=1e-5)
+    np.testing.assert_allclose(scores, wanted, rtol=1e-5)
 
 
 def test_texts_start_behind_the_last_break_or_sentinel(made, batch):
     c = made[0]
-    prompts = t5x.text_prompts(batch, c)
+    prompts = jax.jit(lambda rows: t5x.text_prompts(rows, c))(batch)
     for row, moved, first in zip(batch["tokens"], prompts.tokens, prompts.start):
         ids = np.asarray(moved[int(first) :])
         np.testing.assert_array_equal(ids, row[: len(ids)])
@@ -211,7 +217,28 @@ def test_texts_start_behind_the_last_break_or_sentinel(made, batch):
         assert not (np.asarray(row[len(ids) :]) == BREAK).any()
 
 
-def test_t5x_trains_evaluates_and_decodes(tmp_path):
+def run_t5x(workdir: Path, out: Path, steps: int, submesh: tuple[int, int], c) -> None:
+    """`python -m t5x.train` on four simulated devices, of which submesh[1] share a model."""
+    lengths = dict.fromkeys(("tokens", "targets", "weight_codes", "places"), c.data.row_length)
+    bound = {
+        "WORKDIR": str(workdir),
+        "MODEL_DIR": str(out),
+        "TRAIN_STEPS": steps,
+        "BATCH_SIZE": 8,
+        "TASK_FEATURE_LENGTHS": lengths,
+        "train.eval_period": 4,
+        "train.eval_steps": 1,
+        "utils.SaveCheckpointConfig.period": 4,
+        "partitioning.PjitPartitioner.model_parallel_submesh": submesh,
+    }
+    root = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-m", "t5x.train", f"--gin_search_paths={root / 'gin'}"]
+    command += ["--gin_file=t5x/tiny.gin", *(f"--gin.{k}={v!r}" for k, v in bound.items())]
+    devices = {"NO_GCE_CHECK": "true", "JAX_NUM_CPU_DEVICES": "4"}
+    subprocess.run(command, check=True, env=os.environ | devices, cwd=root)
+
+
+def test_t5x_trains_evaluates_decodes_and_goes_on_from_our_checkpoint_as_from_its_own(tmp_path):
     """Where checkouts of T5X, AirIO and JEstimator are on PYTHONPATH; docs/t5x.md."""
     pytest.importorskip("t5x", reason="T5X is not on PYTHONPATH: its own run is not tested")
     from conftest import SMALL
@@ -221,25 +248,20 @@ def test_t5x_trains_evaluates_and_decodes(tmp_path):
 
     c = config.replace(config.Experiment(), SMALL | CHANGES)
     write_experiment(write_workdir(tmp_path / "run", c), c)
-    lengths = dict.fromkeys(("tokens", "targets", "weight_codes", "places"), c.data.row_length)
-    bound = {
-        "WORKDIR": str(tmp_path / "run"),
-        "MODEL_DIR": str(tmp_path / "out"),
-        "TRAIN_STEPS": 4,
-        "BATCH_SIZE": 8,
-        "TASK_FEATURE_LENGTHS": lengths,
-        "train.eval_period": 4,
-        "train.eval_steps": 1,
-        "utils.SaveCheckpointConfig.period": 4,
-    }
-    root = Path(__file__).resolve().parents[1]
-    command = [sys.executable, "-m", "t5x.train", f"--gin_search_paths={root / 'gin'}"]
-    command += ["--gin_file=t5x/tiny.gin", *(f"--gin.{k}={v!r}" for k, v in bound.items())]
-    subprocess.run(command, check=True, env=os.environ | {"NO_GCE_CHECK": "true"}, cwd=root)
-    form = t5x.network_form(c)
-    mesh = make_mesh(config.Mesh(1, 1, 1))
-    model = read_model(tmp_path / "out" / "checkpoint_4", form, shardings(form, mesh))
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(model))
+    run_t5x(tmp_path / "run", tmp_path / "out", 4, (1, 1), c)
     metrics = (tmp_path / "out" / "inference_eval" / "tiny-metrics.jsonl").read_text()
     assert "code_accuracy" in metrics
     assert "log_likelihood" in metrics
+
+    optimizer, mesh = make_optimizer(c.optimizer, c.train.steps), make_mesh(config.Mesh(1, 1, 1))
+    form = jax.eval_shape(lambda key: init_state(c, optimizer, key), jax.random.key(0))
+    first = tmp_path / "out" / "checkpoint_4"
+    write_state(tmp_path / "ours", read_state(first, form, shardings(form, mesh)))
+    shutil.copytree(first, tmp_path / "theirs" / first.name)
+    ends = []
+    for name in ("ours", "theirs"):
+        run_t5x(tmp_path / "run", tmp_path / name, 8, (1, 2), c)
+        last = tmp_path / name / "checkpoint_8"
+        ends.append(read_state(last, form, shardings(form, mesh)))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(ends))
+    jax.tree.map(np.testing.assert_array_equal, *ends)

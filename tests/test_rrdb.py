@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cm3leon_jax.interop.esrgan import fill_upscaler, read_upscaler
 
@@ -11,14 +13,16 @@ import torch.nn.functional as F  # noqa: E402
 WIDE, MORE, DEEP = 6, 3, 2
 
 
-def make_tensors(scale: int) -> dict[str, torch.Tensor]:
-    shapes = {"conv_first": (3 * (4 // scale) ** 2, WIDE), "conv_last": (WIDE, 3)}
-    shapes |= dict.fromkeys(("conv_body", "conv_up1", "conv_up2", "conv_hr"), (WIDE, WIDE))
-    for block in range(DEEP):
+def make_tensors(
+    scale: int, wide: int = WIDE, more: int = MORE, deep: int = DEEP
+) -> dict[str, torch.Tensor]:
+    shapes = {"conv_first": (3 * (4 // scale) ** 2, wide), "conv_last": (wide, 3)}
+    shapes |= dict.fromkeys(("conv_body", "conv_up1", "conv_up2", "conv_hr"), (wide, wide))
+    for block in range(deep):
         for group in (1, 2, 3):
             for i in range(5):
                 name = f"body.{block}.rdb{group}.conv{i + 1}"
-                shapes[name] = (WIDE + i * MORE, MORE if i < 4 else WIDE)
+                shapes[name] = (wide + i * more, more if i < 4 else wide)
     torch.manual_seed(0)
     made = {}
     for name, (inputs, outputs) in shapes.items():
@@ -35,7 +39,7 @@ def upscale(tensors: dict[str, torch.Tensor], x: torch.Tensor, scale: int) -> to
 
     x = conv("conv_first", F.pixel_unshuffle(x, 4 // scale))
     body = x
-    for block in range(DEEP):
+    for block in range(len({name.split(".")[1] for name in tensors if name[:5] == "body."})):
         before = body
         for group in (1, 2, 3):
             outputs = [body]
@@ -50,16 +54,22 @@ def upscale(tensors: dict[str, torch.Tensor], x: torch.Tensor, scale: int) -> to
     return conv("conv_last", F.leaky_relu(conv("conv_hr", x), 0.2))
 
 
-@pytest.mark.parametrize("scale", [4, 2])
-def test_pictures_are_those_of_torch(scale):
-    tensors = make_tensors(scale)
-    pixels = np.random.default_rng(0).random((1, 4, 6, 3), np.float32)
+@settings(max_examples=3, deadline=None, derandomize=True)
+@given(
+    scale=st.sampled_from([4, 2, 1]),
+    wide=st.integers(2, 8),
+    more=st.integers(1, 4),
+    deep=st.integers(1, 3),
+)
+def test_pictures_are_those_of_torch_in_any_shape(scale, wide, more, deep):
+    tensors = make_tensors(scale, wide, more, deep)
+    pixels = np.random.default_rng(0).random((1, 4, 8, 3), np.float32)
     ours = fill_upscaler({f"params_ema.{name}": x.numpy() for name, x in tensors.items()})
     found = ours(pixels)
     wanted = upscale(tensors, torch.from_numpy(pixels.transpose(0, 3, 1, 2)), scale)
     difference = np.abs(found - wanted.numpy().transpose(0, 2, 3, 1)).max()
     print(f"x{scale}: maximum difference {difference:.2g}")
-    assert found.shape == (1, 4 * scale, 6 * scale, 3)
+    assert found.shape == (1, 4 * scale, 8 * scale, 3)
     assert difference < 1e-5
 
 
@@ -82,7 +92,7 @@ def test_the_names_of_the_first_esrgan_mean_the_same():
     jax.tree.map(np.testing.assert_array_equal, fill_upscaler(old), fill_upscaler(new))
 
 
-def test_what_is_no_rrdbnet_is_refused_by_name(tmp_path):
+def test_what_is_no_rrdbnet_is_refused_by_name():
     tensors = {name: x.numpy() for name, x in make_tensors(4).items()}
     name = "body.1.rdb3.conv5.weight"
     with pytest.raises(ValueError, match=f"{name}.*is missing"):
@@ -93,5 +103,19 @@ def test_what_is_no_rrdbnet_is_refused_by_name(tmp_path):
         fill_upscaler(tensors | {"more.weight": np.zeros(1)})
     with pytest.raises(ValueError, match="reads"):
         fill_upscaler(tensors | {"conv_first.weight": np.zeros((6, 5, 3, 3))})
-    with pytest.raises(ValueError, match="pickle"):
-        read_upscaler(tmp_path / "RealESRGAN_x4plus.pth")
+
+
+def test_files_are_read_strictly(tmp_path):
+    from safetensors.numpy import save_file
+
+    tensors = {name: x.numpy() for name, x in make_tensors(4).items()}
+    path = tmp_path / "x4.safetensors"
+    save_file(tensors, path)
+    found, wanted = read_upscaler(path), fill_upscaler(tensors)
+    np.testing.assert_array_equal(found.first.kernel, wanted.first.kernel)
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(ValueError, match="it is cut off"):
+        read_upscaler(path)
+    path.rename(tmp_path / "x4.pth")
+    with pytest.raises(ValueError, match=r"is a pickle.*cm3leon convert --from_torch .*x4\.pth"):
+        read_upscaler(tmp_path / "x4.pth")

@@ -1,8 +1,12 @@
 """The finished networks that turn records into documents, opened from where their stages left them.
 
 text.model  image_tokenizer/network  retriever/network
+
+A retriever of ours reads the pieces of text.model and has the shape of the experiment; the folder
+of a CLIP of others, as `cm3leon convert` writes it, also has clip.json and its own tokenizer.json.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +16,12 @@ from flax import nnx
 
 from cm3leon_jax import config
 from cm3leon_jax.checkpoint import PathLike, load_network, local
+from cm3leon_jax.fields import build
 from cm3leon_jax.models.clip import CLIP
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.models.vqgan import VQGAN
 from cm3leon_jax.sharding import shardings
+from cm3leon_jax.tokens.clip_text import ClipTokenizer
 from cm3leon_jax.tokens.text import TextTokenizer
 
 STAGES = {
@@ -25,6 +31,7 @@ STAGES = {
     "documents/skipped.txt": "prepare",
     "neighbours/held_out.json": "retrieve",
 }
+CLIP_SHAPE, CLIP_TEXT = "clip.json", "tokenizer.json"  # beside the arrays of others' CLIP
 
 
 def require_result(workdir: Path, name: str) -> Path:
@@ -36,11 +43,17 @@ def require_result(workdir: Path, name: str) -> Path:
 
 
 def open_network(
-    folder: PathLike, build: Callable[[jax.Array], Any], mesh: jax.sharding.Mesh
+    folder: PathLike,
+    build: Callable[[jax.Array], Any],
+    mesh: jax.sharding.Mesh,
+    as_stored: bool = False,
 ) -> Any:
-    """The network saved in `folder`, in the form of `build(key)`, on a mesh."""
+    """The network saved in `folder`, in the form of `build(key)`, on a mesh.
+
+    Its arrays are of the types that `build` gives them or, as_stored, that they have on disk.
+    """
     form = jax.eval_shape(build, jax.random.key(0))
-    return load_network(local(folder), form, shardings(form, mesh))
+    return load_network(local(folder), form, shardings(form, mesh), as_stored)
 
 
 def open_text(workdir: Path) -> TextTokenizer:
@@ -52,11 +65,21 @@ def open_image_tokenizer(c: config.Experiment, folder: PathLike, mesh: jax.shard
 
 
 def open_transformer(
-    c: config.Experiment, folder: PathLike, mesh: jax.sharding.Mesh
+    c: config.Experiment, folder: PathLike, mesh: jax.sharding.Mesh, as_stored: bool = False
 ) -> Transformer:
-    return open_network(folder, lambda key: Transformer(c.model, rngs=nnx.Rngs(key)), mesh)
+    build = lambda key: Transformer(c.model, rngs=nnx.Rngs(key))  # noqa: E731
+    return open_network(folder, build, mesh, as_stored)
 
 
-def open_retriever(c: config.Experiment, folder: PathLike, mesh: jax.sharding.Mesh) -> CLIP:
-    build = lambda key: CLIP(c.retriever, c.model.text_pieces, rngs=nnx.Rngs(key))  # noqa: E731
-    return open_network(folder, build, mesh)
+def open_retriever(
+    c: config.Experiment, folder: PathLike, mesh: jax.sharding.Mesh, text: TextTokenizer
+) -> tuple[CLIP, TextTokenizer | ClipTokenizer]:
+    """The network and what spells texts for it: `text`, or the own tokenizer of others' CLIP."""
+    shape, pieces, place = c.retriever, c.model.text_pieces, local(folder)
+    speller: TextTokenizer | ClipTokenizer = text
+    if (place / CLIP_SHAPE).exists():
+        shape = build(shape, json.loads((place / CLIP_SHAPE).read_text()))
+        speller = ClipTokenizer.load(place / CLIP_TEXT)
+        pieces = speller.pieces
+    form = lambda key: CLIP(shape, pieces, rngs=nnx.Rngs(key))  # noqa: E731
+    return open_network(folder, form, mesh), speller

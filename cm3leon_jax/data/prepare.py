@@ -54,6 +54,7 @@ from cm3leon_jax.models.clip import (
 from cm3leon_jax.models.image_codes import encode_pictures
 from cm3leon_jax.models.vqgan import VQGAN
 from cm3leon_jax.sharding import make_mesh
+from cm3leon_jax.tokens.clip_text import ClipTokenizer
 from cm3leon_jax.tokens.text import TextTokenizer
 
 SIDES = ("train", "held_out")
@@ -158,6 +159,7 @@ class Encoders:
     text: TextTokenizer
     image_tokenizer: VQGAN
     retriever: CLIP | None  # None without retrieval
+    speller: TextTokenizer | ClipTokenizer  # of the retriever's texts
 
     @property
     def made_by(self) -> dict[str, str]:
@@ -171,12 +173,13 @@ def open_encoders(experiment: config.Experiment, workdir: Path) -> Encoders:
     """Opens the networks that the stages before this one have finished."""
     mesh = make_mesh(experiment.mesh)
     tokenizer = require_result(workdir, "image_tokenizer/network")
-    retriever = None
+    text = open_text(workdir)
+    retriever, speller = None, text
     if experiment.retrieval.most:
         folder = require_result(workdir, "retriever/network")
-        retriever = open_retriever(experiment, folder, mesh)
-    text = open_text(workdir)
-    return Encoders(text, open_image_tokenizer(experiment, tokenizer, mesh), retriever)
+        retriever, speller = open_retriever(experiment, folder, mesh, text)
+    images = open_image_tokenizer(experiment, tokenizer, mesh)
+    return Encoders(text, images, retriever, speller)
 
 
 def prepare_part(experiment: config.Experiment, workdir: Path, of: int, part: sources.Part) -> None:
@@ -201,7 +204,7 @@ def prepare_part(experiment: config.Experiment, workdir: Path, of: int, part: so
         write_part(records[side], folder, side, part.number, of)
         write(f"{side}.ids", array=np.array([hash_id(r.id) for r in records[side]], np.uint64))
         if encoders.retriever:
-            empty = np.zeros((0, 3, experiment.retriever.embedding), np.float16)
+            empty = np.zeros((0, 3, encoders.retriever.config.embedding), np.float16)
             write(f"{side}.vectors", array=np.stack(vectors[side]) if vectors[side] else empty)
     content = {
         "counts": {side: len(records[side]) for side in SIDES},
@@ -257,16 +260,17 @@ def embed(c: config.Experiment, encoders: Encoders, examples: Sequence[Example])
     """
     clip, share, seed = encoders.retriever, c.retrieval.query_dropout, c.data.seed
     assert clip is not None
+    form = clip.config
     texts, shortened, pictures, kept = [], [], [], []
     for example in examples:
         for text in example.texts:
-            pieces = encoders.text.encode(text)[: c.retriever.text_tokens - 2]
+            pieces = encoders.speller.encode(text)[: form.text_tokens - 2]
             stays = draw_kept(len(pieces), share, seed, f"{example.id} text")
             texts.append(pieces)
             shortened.append([piece for piece, stay in zip(pieces, stays) if stay])
         for image in example.images:
             pictures.append(image)
-            kept.append(draw_kept(patches(c.retriever), share, seed, f"{example.id} image"))
+            kept.append(draw_kept(patches(form), share, seed, f"{example.id} image"))
 
     def deal(vectors: NDArray[np.float32], counts: list[int]) -> list[NDArray[np.float32]]:
         return np.split(vectors, np.cumsum(counts)[:-1])
@@ -279,7 +283,7 @@ def embed(c: config.Experiment, encoders: Encoders, examples: Sequence[Example])
         vectors = embed_pictures(clip, pixels, keep) if pictures else embed_texts(clip, [])
         return deal(vectors, [len(example.images) for example in examples])
 
-    nothing = [np.zeros((0, c.retriever.embedding), np.float32)] * len(examples)
+    nothing = [np.zeros((0, form.embedding), np.float32)] * len(examples)
     rows = (
         document_vectors(of_texts(texts), of_images(None)),
         document_vectors(of_texts(shortened), nothing),

@@ -51,20 +51,24 @@ def load(bundle: PathLike, *, int8: bool = False, tensor: int = 1) -> "Generator
     found in local bundles only.
     """
     c, folder = read_experiment(bundle), local(bundle)
-    if (folder / "notice.txt").exists():  # of weights that were converted
-        print((folder / "notice.txt").read_text().strip(), file=sys.stderr)
+    for place in (folder, folder / "clip"):
+        if (place / "notice.txt").exists():  # of weights that were converted
+            print((place / "notice.txt").read_text().strip(), file=sys.stderr)
     mesh = make_mesh(config.Mesh(data=1, fsdp=1, tensor=tensor), jax.local_devices())
     text = open_text_model((folder / "text.model").read_bytes())
     text.check_fits(Vocabulary.of(c.model))
-    transformer = open_transformer(c, folder / "transformer", mesh).for_decoding(int8)
+    stored = open_transformer(c, folder / "transformer", mesh, as_stored=True)
+    transformer = stored.for_decoding(int8, donate=True)
     image_tokenizer = open_image_tokenizer(c, folder / "image_tokenizer", mesh)
-    clip = open_retriever(c, folder / "clip", mesh) if (folder / "clip").exists() else None
-    memory = None
+    clip, speller, memory = None, text, None
+    if (folder / "clip").exists():
+        clip, speller = open_retriever(c, folder / "clip", mesh, text)
     if (folder / "memory").exists():
         require(clip is not None, "bundle", str(bundle), "use one with clip/, which memory/ needs")
         place = Path(folder / "memory")
-        memory = DocumentMemory.open(place, clip, image_tokenizer, text, c.retrieval)  # type: ignore[arg-type]
-    return Generator(c, text, transformer, image_tokenizer, memory, clip, int8)
+        given = image_tokenizer, text, c.retrieval, speller
+        memory = DocumentMemory.open(place, clip, *given)  # type: ignore[arg-type]
+    return Generator(c, text, transformer, image_tokenizer, memory, clip, int8, speller)
 
 
 class Generator(Instructed):

@@ -42,7 +42,7 @@ class Loaded:
     memory: DocumentMemory | None = None
     clip: CLIP | None = None
     int8: bool = False  # of the key-value cache
-    clip_text: ClipTokenizer | None = None  # of an imported CLIP; None: it reads as `text` spells
+    clip_text: ClipTokenizer | TextTokenizer | None = None  # None: `clip` reads as `text` spells
 
     def document(self, *parts: Picture | Text | Image) -> Document:
         """A document from texts and pictures in order; `<mask>` in a text is a hole.

@@ -15,6 +15,7 @@ from cm3leon_jax.models.clip import CLIP, embed_pictures, embed_texts
 from cm3leon_jax.models.vqgan import VQGAN
 from cm3leon_jax.retrieval.index import load_faiss
 from cm3leon_jax.retrieval.memory import Memory
+from cm3leon_jax.tokens.clip_text import ClipTokenizer
 from cm3leon_jax.tokens.document import Document, Image, Text
 from cm3leon_jax.tokens.text import TextTokenizer
 
@@ -30,6 +31,7 @@ class DocumentMemory:
     retriever: CLIP
     text: TextTokenizer
     rules: config.Retrieval
+    speller: TextTokenizer | ClipTokenizer  # of the retriever's texts
 
     @classmethod
     def open(
@@ -39,6 +41,7 @@ class DocumentMemory:
         image_tokenizer: VQGAN,
         text: TextTokenizer,
         rules: config.Retrieval,
+        speller: TextTokenizer | ClipTokenizer,
     ) -> "DocumentMemory":
         """Raises ValueError with both fingerprints if other networks made this memory."""
         records = Shards(folder, "train")
@@ -52,11 +55,11 @@ class DocumentMemory:
         vectors, index = Mapped(folder, "train.vectors"), None  # None: exact search
         if (folder / "train.faiss.json").exists():
             index = load_faiss(folder, "train", {"retriever": there}, len(vectors))
-        return cls(records, Memory(vectors, index), retriever, text, rules)
+        return cls(records, Memory(vectors, index), retriever, text, rules, speller)
 
     def find_by_texts(self, texts: Sequence[str], count: int) -> list[Retrieved]:
         """At most `count` documents for each text."""
-        vectors = embed_texts(self.retriever, [self.text.encode(text) for text in texts])
+        vectors = embed_texts(self.retriever, [self.speller.encode(text) for text in texts])
         rules = replace(self.rules, least=0, most=count, by_text=count, by_image=0)
         return self._read(self.memory.neighbours(vectors, None, rules=rules))
 

@@ -53,6 +53,7 @@ OWN_FORM = {
     "code_features": 0,
 }
 OWN_VQ = {"encoder": "convolutional", "patch": 1, "groups": 32, "normalize": False}
+SCORED = "gumbel"  # a quantizer with a layer that Chameleon has not
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,8 @@ def write_form(
         for name, value in form.items():
             rule = f"only {value!r} goes into Chameleon's layout"
             require(getattr(part, name) == value, f"{prefix}.{name}", getattr(part, name), rule)
+    rule = "its layer of scores has no place in Chameleon's layout"
+    require(t.quantizer != SCORED, "image_tokenizer.quantizer", t.quantizer, rule)
     written: dict[str, Any] = {
         "architectures": ["ChameleonForConditionalGeneration"],
         "model_type": "chameleon",

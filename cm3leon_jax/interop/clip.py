@@ -6,9 +6,9 @@ Every tensor is used exactly once: one that is missing, left over or of another 
 that names it. B batch, D width, N heads, H head size, L layers, E embedding.
 """
 
-import json
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ import numpy as np
 from flax import nnx
 from numpy.typing import NDArray
 
-from cm3leon_jax.checkpoint import fingerprint, from_names
+from cm3leon_jax.checkpoint import fingerprint, from_names, save_network, write_json
 from cm3leon_jax.config import Retriever
-from cm3leon_jax.decoding.generator import Generator
-from cm3leon_jax.fields import require
+from cm3leon_jax.data.networks import CLIP_SHAPE, CLIP_TEXT
+from cm3leon_jax.fields import require, to_dict
+from cm3leon_jax.interop.cards import read_licence, write_card
+from cm3leon_jax.interop.shards import Shards, read_json
 from cm3leon_jax.models.clip import CLIP, DEVIATION, MEAN, embed_pictures, embed_texts
 from cm3leon_jax.tokens.clip_text import ClipTokenizer
 
@@ -80,13 +82,26 @@ class ImportedClip:
         """Unit vectors [B E] of B texts; long ones lose their end."""
         return embed_texts(self.network, [self.text.encode(text) for text in texts])
 
-    def rank(self, generator: Generator) -> Generator:
-        """A generator whose candidates this CLIP ranks; its memory keeps its own."""
-        return replace(generator, clip=self.network, clip_text=self.text)
-
 
 def read_clip(folder: Path) -> ImportedClip:
     """The network in float32 and its tokenizer; ValueError for what is no such CLIP."""
+    return _read(folder)[0]
+
+
+def convert_clip(source: Path, target: Path) -> None:
+    """Writes the folder of a network: `retriever/network` of a work directory, `clip` of a bundle.
+
+    Its tokenizer stands beside it, and clip.json with the shape, which the experiment does not say.
+    """
+    clip, digests = _read(source)
+    save_network(target, clip.network)
+    write_json(target / CLIP_SHAPE, to_dict(clip.network.config))
+    shutil.copyfile(source / "tokenizer.json", target / CLIP_TEXT)
+    write_card(target, "A CLIP", source, digests, read_licence(source))
+
+
+def _read(folder: Path) -> tuple[ImportedClip, dict[str, str]]:
+    """The network and its tokenizer, and the sha256 of its files."""
     c, pieces = read_config(folder)
     _check_pictures(folder)
     text = ClipTokenizer.load(folder / "tokenizer.json")
@@ -97,14 +112,14 @@ def read_clip(folder: Path) -> ImportedClip:
         pieces + 2,
         f"tokenizer.json {rule}",
     )
-    return ImportedClip(fill_clip(c, pieces, _read_tensors(folder)), text)
+    shards = Shards.open(folder)
+    network = fill_clip(c, pieces, dict(shards.stream()))
+    return ImportedClip(network, text), shards.sha256
 
 
 def read_config(folder: Path) -> tuple[Retriever, int]:
     """The shape that config.json states, and the number of text pieces."""
-    path = folder / "config.json"
-    require(path.exists(), "clip", str(folder), "use a folder with config.json in it")
-    content = json.loads(path.read_text())
+    content = read_json(folder / "config.json")
     kind = content.get("model_type")
     require(kind == "clip", "config.json model_type", kind, "use a CLIP, 'clip'")
     whole: dict[str, Any] = {"projection_dim": content.get("projection_dim", 512)}
@@ -212,28 +227,8 @@ def _check_pictures(folder: Path) -> None:
     path = folder / "preprocessor_config.json"
     if not path.exists():
         return
-    content = json.loads(path.read_text())
+    content = read_json(path)
     for name, ours in (("image_mean", MEAN), ("image_std", DEVIATION)):
         there = content.get(name, ours)
         holds = len(there) == 3 and np.allclose(there, ours, atol=1e-6)
         require(holds, f"{path.name} {name}", there, f"use a CLIP of OpenAI's pixels, {ours}")
-
-
-def _read_tensors(folder: Path) -> dict[str, NDArray]:
-    """All tensors of the folder; of pickled weights it says why they are refused."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    paths = sorted(folder.glob("model*.safetensors"))
-    rule = "use a folder with model.safetensors; a .bin file is a pickle, which can run any code"
-    require(bool(paths), "clip", str(folder), rule)
-    found: dict[str, NDArray] = {}
-    for path in paths:
-        try:
-            tensors = load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"clip={str(path)!r}: cannot be read: {error}") from None
-        twice = sorted(found.keys() & tensors)
-        require(not twice, "tensor", twice, f"stands in {path.name} and before; use one of them")
-        found |= tensors
-    return found

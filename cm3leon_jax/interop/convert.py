@@ -15,6 +15,7 @@ from typing import Any
 from cm3leon_jax import checkpoint, config
 from cm3leon_jax.interop import chameleon, vq
 from cm3leon_jax.interop.cards import read_licence, write_card
+from cm3leon_jax.interop.clip import convert_clip
 from cm3leon_jax.interop.shards import Shards, read_json, refuse_pickle
 from cm3leon_jax.presets import preset
 
@@ -117,6 +118,10 @@ LAYOUTS: dict[str, Layout] = {
     "bundle": Layout(
         lambda source, theirs: (source / "transformer").is_dir(),
         lambda source, target, wishes: chameleon.write_directory(source, target),
+    ),
+    "clip": Layout(
+        lambda source, theirs: theirs.get("model_type") == "clip",
+        lambda source, target, wishes: convert_clip(source, target),
     ),
     "image_tokenizer": Layout(_is_image_tokenizer, _read_image_tokenizer),
 }

@@ -1,7 +1,7 @@
 """Weights of Real-ESRGAN and ESRGAN for `models.rrdb`, under either of their published names.
 
-Takes arrays by name, as a .safetensors file has them. A .pth is a pickle: it is converted by
-`torch.load(weights_only=True)` elsewhere. Every tensor is used exactly once.
+Takes arrays by name, as a .safetensors file has them. A .pth is a pickle: `cm3leon convert
+--from_torch` makes safetensors of it. Every tensor is used exactly once.
 """
 
 import re
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cm3leon_jax.checkpoint import from_names
 from cm3leon_jax.fields import require
+from cm3leon_jax.interop.shards import Shards
 from cm3leon_jax.models.rrdb import SHRINK, RRDBNet, Upscaling
 
 OLD = {  # names of the first ESRGAN: those of Real-ESRGAN
@@ -37,16 +38,7 @@ OURS = {
 
 def read_upscaler(path: Path) -> RRDBNet:
     """The network of a .safetensors file; ValueError for another file or network."""
-    rule = "use a .safetensors file; a .pth is a pickle, which can run any code: convert it"
-    require(path.suffix == ".safetensors", "upscaler", str(path), rule)
-    require(path.exists(), "upscaler", str(path), "is not there")
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        return fill_upscaler(load_file(path))
-    except SafetensorError as error:
-        raise ValueError(f"upscaler={str(path)!r}: cannot be read: {error}") from None
+    return fill_upscaler(dict(Shards.open(path).stream()))
 
 
 def fill_upscaler(tensors: Mapping[str, NDArray]) -> RRDBNet:

@@ -2,12 +2,10 @@
 
 The file is `pt_inception-2015-12-05-6726825d.pth` of pytorch-fid, or
 `weights-inception-2015-12-05-6726825d.pth` of torch-fidelity: the same arrays under the same names.
-torch reads a .pth without running any code in it; a .safetensors file needs no torch. To convert:
+It is a pickle, of which safetensors are made once:
 
-    import torch, safetensors.torch
-    state = torch.load("pt_inception-2015-12-05-6726825d.pth", weights_only=True)
-    safetensors.torch.save_file({k: v.contiguous() for k, v in state.items()}, "inception.safetensors")
-"""  # noqa: E501
+    cm3leon convert --from_torch pt_inception-2015-12-05-6726825d.pth inception.safetensors
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cm3leon_jax.fields import require
+from cm3leon_jax.interop.shards import Shards
 from cm3leon_jax.models.inception import fold_norm, kernel_shapes
 
 FOLDED = ("bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
 
 
 def read_inception(path: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """Kernel and bias of every convolution, from a .safetensors or .pth file.
+    """Kernel and bias of every convolution, from a .safetensors file.
 
     Raises ValueError for a file of another kind or network, FileNotFoundError for none.
     """
@@ -30,9 +29,7 @@ def read_inception(path: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[n
         raise FileNotFoundError(
             f"no such file: {path}; --inception takes the weights of pytorch-fid or torch-fidelity"
         )
-    kinds = (".safetensors", ".pth")
-    require(path.suffix in kinds, "inception", str(path), f"use a file {' or '.join(kinds)}")
-    return fold_state(_read_safetensors(path) if path.suffix == kinds[0] else _read_torch(path))
+    return fold_state(dict(Shards.open(path).stream()))
 
 
 def fold_state(
@@ -52,26 +49,3 @@ def fold_state(
         require(has_norm, f"{name}.bn", None, rule)
         found[name] = fold_norm(kernel.transpose(2, 3, 1, 0), *norm)  # type: ignore[arg-type]
     return found
-
-
-def _read_safetensors(path: Path) -> Mapping[str, NDArray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"inception={str(path)!r}: cannot be read: {error}") from None
-
-
-def _read_torch(path: Path) -> Mapping[str, NDArray]:
-    import pickle
-
-    import torch
-
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"inception={str(path)!r}: cannot be read: {reason}") from None
-    return {name: tensor.numpy() for name, tensor in state.items()}

@@ -8,6 +8,7 @@ what the file must hold. Its kernels are [outputs inputs y x], ours [y x inputs 
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,7 @@ def read_tokenizer(
     return c, complete(arrays, c), shards.sha256
 
 
+@cache  # tracing the network takes half a second
 def _shapes(c: config.ImageTokenizer) -> dict[str, Shape]:
     """Shapes of our network by dotted names."""
     form = jax.eval_shape(lambda key: VQGAN(c, rngs=nnx.Rngs(key)), jax.random.key(0))

@@ -242,28 +242,45 @@ class Transformer(nnx.Module):
         x, cache = self._run_layers(x, places, jnp.einsum, within_row, cache)
         return self.final_norm(x[:, -1]), cache
 
-    def for_decoding(self, int8: bool = False) -> "Transformer":
+    def for_decoding(self, int8: bool = False, donate: bool = False) -> "Transformer":
         """This model with its weights in the type that computes, or those of the layers in int8.
 
         A decode reads every weight once a token, so their bytes are its time. Norms stay float32.
         On one CPU the layers of a model that exceeds its caches stand apart, as XLA would copy
         slices of stacked weights and caches at every token: half of its time at batch 8.
+        donate: this model is of no use afterwards. Its arrays are freed as soon as others stand
+        for them, so that at most one is in memory twice.
         """
 
-        def narrow(path: Any, x: jax.Array) -> jax.Array:
-            return x if "norm" in jax.tree_util.keystr(path) else x.astype(self.config.dtype)
+        def instead(old: jax.Array, new: Any) -> Any:
+            if donate and new is not old:
+                jax.block_until_ready(new)
+                old.delete()
+            return new
 
-        model = jax.tree_util.tree_map_with_path(narrow, self)
-        if int8:
-            for name, weight, summed in self.layers.weights():
-                rounded = Int8.of(weight[...], tuple(range(1, summed + 1)))
-                setattr(model.layers, name, nnx.data(rounded))
-        if not _on_one_cpu(self.embedding[...]) or self.config.parameters < APART:
-            return model
-        model.layers = nnx.List(_each_layer(model.layers, self.config.layers))
-        for layer in () if int8 else model.layers:
-            for name, weight, summed in layer.weights():
-                setattr(layer, name, nnx.data(Tiles.of(weight[...], summed)))
+        def narrow(path: Any, x: jax.Array) -> jax.Array:
+            is_kept = "norm" in jax.tree_util.keystr(path) or x.dtype == dtype
+            return x if is_kept else instead(x, x.astype(dtype))
+
+        deep, dtype = self.config.layers, jnp.dtype(self.config.dtype)
+        is_apart = _on_one_cpu(self.embedding[...]) and self.config.parameters >= APART
+        model = jax.tree.map(lambda x: x, self)  # another module of the same arrays
+        weights: dict[str, Any] = {}
+        for name, weight, summed in model.layers.weights() if int8 or is_apart else ():
+            whole = weight[...]
+            if int8:
+                new: Any = Int8.of(whole, tuple(range(1, summed + 1)))
+                new = _each_layer(new, deep) if is_apart else new
+            else:
+                new = [Tiles.of(whole[i].astype(dtype), summed) for i in range(deep)]
+            weights[name] = instead(whole, new)
+            setattr(model.layers, name, None)
+        model = jax.tree_util.tree_map_with_path(narrow, model)
+        if is_apart:
+            model.layers = nnx.List(_each_layer(model.layers, deep))
+        for name, new in weights.items():
+            for i, layer in enumerate(model.layers if is_apart else [model.layers]):
+                setattr(layer, name, nnx.data(new[i] if is_apart else new))
         return model
 
     @property

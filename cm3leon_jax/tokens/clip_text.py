@@ -22,7 +22,7 @@ class ClipTokenizer:
         from tokenizers import Tokenizer
 
         require(path.exists(), "tokenizer", str(path), "use a folder with a tokenizer.json")
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_str(path.read_text())  # of a bucket too
         tokenizer.no_truncation()
         tokenizer.no_padding()
         pieces = tokenizer.get_vocab_size() - len(ENDS)
