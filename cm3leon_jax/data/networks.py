@@ -1,8 +1,9 @@
 """The finished networks that turn records into documents, opened from where their stages left them.
 
-text.model  image_tokenizer/network  retriever/network
+text.model  image_tokenizer/network  retriever/network  upscaler/network
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import jax
 from flax import nnx
 
-from cm3leon_jax import config
-from cm3leon_jax.checkpoint import PathLike, load_network, local
+from cm3leon_jax import config, processes
+from cm3leon_jax.checkpoint import PathLike, load_network, local, save_network, write_json
+from cm3leon_jax.fields import build
 from cm3leon_jax.models.clip import CLIP
 from cm3leon_jax.models.transformer import Transformer
+from cm3leon_jax.models.upscaler import RRDBNet
 from cm3leon_jax.models.vqgan import VQGAN
 from cm3leon_jax.sharding import shardings
 from cm3leon_jax.tokens.text import TextTokenizer
@@ -25,6 +28,7 @@ STAGES = {
     "documents/skipped.txt": "prepare",
     "neighbours/held_out.json": "retrieve",
 }
+SHAPE = ("scale", "channels", "growth", "blocks")  # of an upscaler
 
 
 def require_result(workdir: Path, name: str) -> Path:
@@ -60,3 +64,18 @@ def open_transformer(
 def open_retriever(c: config.Experiment, folder: PathLike, mesh: jax.sharding.Mesh) -> CLIP:
     build = lambda key: CLIP(c.retriever, c.model.text_pieces, rngs=nnx.Rngs(key))  # noqa: E731
     return open_network(folder, build, mesh)
+
+
+def save_upscaler(folder: PathLike, network: RRDBNet) -> None:
+    """`network/`, and its shape in `config.json`: it goes into any bundle, whatever that says."""
+    shape = {name: getattr(network.config, name) for name in SHAPE}
+    local(folder).mkdir(parents=True, exist_ok=True)
+    if processes.is_first():
+        write_json(local(folder) / "config.json", shape)
+    save_network(local(folder) / "network", network)
+
+
+def open_upscaler(folder: PathLike, mesh: jax.sharding.Mesh) -> RRDBNet:
+    path = local(folder) / "config.json"
+    c = build(config.Upscaler(), json.loads(path.read_text()), f"{path}: ")
+    return open_network(local(folder) / "network", lambda key: RRDBNet(c, rngs=nnx.Rngs(key)), mesh)

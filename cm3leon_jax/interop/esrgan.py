@@ -106,10 +106,10 @@ def _rename(name: str) -> str:
 
 
 def _shape(tensors: Mapping[str, NDArray]) -> Upscaler:
-    names = ("conv_first.weight", "conv_last.weight", "body.0.rdb1.conv1.weight")
+    names = ("conv_first.weight", "body.0.rdb1.conv1.weight")
     for name in names:
         require(name in tensors, "tensor", name, "is missing; use the weights of an RRDBNet")
-    first, last, dense = (tensors[name] for name in names)
+    first, dense = (tensors[name] for name in names)
     scales = {COLOURS * side**2: scale for scale, side in SHRINK.items()}
     rule = f"a network of scale 4 or 2 reads {sorted(scales)} channels"
     require(first.shape[1] in scales, f"{names[0]} inputs", first.shape[1], rule)
