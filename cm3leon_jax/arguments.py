@@ -246,6 +246,9 @@ def _add_sampling(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--mixed", action="store_true", default=None, help="candidates: half top_p, half CD-K"
     )
+    made.add_argument(
+        "--upscale", action="store_true", default=None, help="pictures: enlarged by the upscaler"
+    )
     made.add_argument("--image", metavar="FILE", help="all but images and boxes: the picture")
     made.add_argument("--question", help="answer: the same as PROMPT")
     made.add_argument("--explain", action="store_true", default=None, help="answer: with reasons")

@@ -139,7 +139,7 @@ def _tiny() -> Experiment:
             growth=12,
             blocks=2,
             crop=64,
-            sample=30_000,
+            sample=5000,
             degradation="none",
             optimizer=Optimizer(
                 learning_rate=2e-3,

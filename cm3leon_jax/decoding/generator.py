@@ -16,7 +16,12 @@ from PIL import Image as Pillow
 
 from cm3leon_jax import config
 from cm3leon_jax.checkpoint import PathLike, local, read_experiment
-from cm3leon_jax.data.networks import open_image_tokenizer, open_retriever, open_transformer
+from cm3leon_jax.data.networks import (
+    open_image_tokenizer,
+    open_retriever,
+    open_transformer,
+    open_upscaler,
+)
 from cm3leon_jax.decoding import holes, pools
 from cm3leon_jax.decoding.instructed import Instructed
 from cm3leon_jax.decoding.memory import DocumentMemory
@@ -51,20 +56,24 @@ def load(bundle: PathLike, *, int8: bool = False, tensor: int = 1) -> "Generator
     found in local bundles only.
     """
     c, folder = read_experiment(bundle), local(bundle)
-    if (folder / "notice.txt").exists():  # of weights that were converted
-        print((folder / "notice.txt").read_text().strip(), file=sys.stderr)
+    for notice in (folder / "notice.txt", folder / "upscaler" / "notice.txt"):
+        if notice.exists():  # of weights that were converted
+            print(notice.read_text().strip(), file=sys.stderr)
     mesh = make_mesh(config.Mesh(data=1, fsdp=1, tensor=tensor), jax.local_devices())
     text = open_text_model((folder / "text.model").read_bytes())
     text.check_fits(Vocabulary.of(c.model))
     transformer = open_transformer(c, folder / "transformer", mesh).for_decoding(int8)
     image_tokenizer = open_image_tokenizer(c, folder / "image_tokenizer", mesh)
     clip = open_retriever(c, folder / "clip", mesh) if (folder / "clip").exists() else None
+    has_upscaler = (folder / "upscaler").exists()
+    upscaler = open_upscaler(folder / "upscaler", mesh) if has_upscaler else None
     memory = None
     if (folder / "memory").exists():
         require(clip is not None, "bundle", str(bundle), "use one with clip/, which memory/ needs")
         place = Path(folder / "memory")
         memory = DocumentMemory.open(place, clip, image_tokenizer, text, c.retrieval)  # type: ignore[arg-type]
-    return Generator(c, text, transformer, image_tokenizer, memory, clip, int8)
+    networks = text, transformer, image_tokenizer, memory, clip
+    return Generator(c, *networks, int8, upscaler=upscaler)
 
 
 class Generator(Instructed):
