@@ -24,6 +24,7 @@ from cm3leon_jax.data.pictures import grid
 from cm3leon_jax.data.sources import tasks_with_records
 from cm3leon_jax.evaluation.retrieval import recall
 from cm3leon_jax.evaluation.run import psnr
+from cm3leon_jax.fields import require
 from cm3leon_jax.interop.efficientnet import load_features
 from cm3leon_jax.models.clip import embed_pictures, embed_texts, text_batch
 from cm3leon_jax.models.image_codes import decode_codes, encode_pictures
@@ -133,6 +134,8 @@ def train_upscaler(experiment: config.Experiment, collection: Collection, workdi
 
 def collect_large(experiment: config.Experiment) -> Collection:
     """What the upscaler learns from: `upscaler.sample` pictures of the size of its results."""
-    c = experiment.upscaler
+    c, source = experiment.upscaler, experiment.data.source
+    rule = "scenes are drawn in one size; train the upscaler on emoji or a folder, and copy it"
+    require(source != "scenes", "data.source", source, rule)
     data = replace(experiment.data, sample=c.sample, tasks=())
     return collect(data, c.scale * experiment.image_tokenizer.size)

@@ -72,7 +72,7 @@ MADE_FROM = {
     "text.model": (*SAMPLE, "data.tasks", "model.text_pieces"),
     "image_tokenizer": (*SAMPLE, "data.tasks", "image_tokenizer."),
     "retriever": (*SAMPLE, "retriever.", "model.text_pieces"),
-    "upscaler": (*SAMPLE, "upscaler.", "image_tokenizer.size"),
+    "upscaler": (*DATA, "data.held_out", "upscaler.", "image_tokenizer.size"),
     "documents": (
         *(*DATA, "data.task", "data.held_out", "data.part", "data.row_length"),
         *("image_tokenizer.", "model.specials", "retriever.", "retrieval.query_dropout"),

@@ -5,7 +5,7 @@ Takes arrays by name, as a .safetensors file has them. A .pth is a pickle: it is
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,11 @@ def read_upscaler(path: Path) -> RRDBNet:
         return fill_upscaler(load_file(path))
     except SafetensorError as error:
         raise ValueError(f"upscaler={str(path)!r}: cannot be read: {error}") from None
+
+
+def is_upscaler(names: Iterable[str]) -> bool:
+    """Whether tensors have the names of an RRDBNet, either ones."""
+    return {"conv_first.weight", "conv_body.weight"} <= {_rename(name) for name in names}
 
 
 def fill_upscaler(tensors: Mapping[str, NDArray]) -> RRDBNet:

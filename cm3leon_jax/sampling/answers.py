@@ -88,7 +88,7 @@ def answer(generator: Generator, requests: Sequence[Request]) -> list[Answer]:
 
 
 def identify(generator: Generator) -> str:
-    """16 hex digits of a bundle, from the first numbers of every array of the networks that draw."""
+    """16 hex digits of a bundle, from the first numbers of every array that pictures come from."""
     networks = {"transformer": generator.transformer, "images": generator.image_tokenizer}
     if generator.upscaler is not None:
         networks["upscaler"] = generator.upscaler
