@@ -28,7 +28,7 @@ class FakeGenerator:
     """Stands in for a Generator: answers at once, and keeps what it was asked."""
 
     def __init__(self, experiment: config.Experiment):
-        self.experiment, self.memory = experiment, None
+        self.experiment, self.memory, self.upscaler = experiment, None, None
         self.transformer = {"weight": np.ones((3, 4))}
         self.image_tokenizer = {"weight": np.zeros((2, 100))}
         self.calls: list[tuple] = []
@@ -44,6 +44,13 @@ class FakeGenerator:
         self.fast = (guidance_interval, speculative)
         drawn = [paint(one, number, options, seed) for one in prompt for number in range(n)]
         return [(image, 0.25) for image in drawn] if return_scores else drawn
+
+    def require_upscaler(self):
+        if self.upscaler is None:
+            raise ValueError("upscaler=None")
+
+    def upscale(self, image):
+        return [picture.resize((4 * SIZE, 4 * SIZE)) for picture in image]
 
     def caption(self, image, *, style="short", documents=None, temperature=None,
                 repetition_penalty=None, stream=None, seed=0):  # fmt: skip
@@ -152,6 +159,20 @@ def test_an_interval_and_large_steps_are_asked_for_and_told(fake, folder):
     assert (told["guidance_interval"], told["speculative"]) == ("[0.1, 0.8]", "true")
 
 
+def test_pictures_are_enlarged_where_that_is_asked_for_and_told(fake, folder):
+    write_job({"id": "a", "prompt": "a ring", "n": 2, "upscale": True}, {"id": "b", "prompt": "a"})
+    assert run_job() == 0
+    assert "upscaler=None" in Path("out/skipped.txt").read_text()
+    assert set(files("*.png")) == {"b-0.png"}
+    fake.upscaler = {"weight": np.ones((2, 3))}  # now it is another bundle
+    assert run_job() == 2
+    assert main(["sample", "b", "--requests", "job.jsonl", "--out", "new"]) == 0
+    sizes = {path.name: Image.open(path).size[0] for path in Path("new").glob("*.png")}
+    assert sizes == {"a-0.png": 4 * SIZE, "a-1.png": 4 * SIZE, "b-0.png": SIZE}
+    assert Image.open("new/a-1.png").text["upscale"] == "true"
+    assert results("new/results.jsonl")["a"]["request"]["upscale"] is True
+
+
 def test_another_bundle_is_told_apart(fake, folder):
     assert main(["sample", "b", "a ring", "--out", "a.png"]) == 0
     fake.transformer["weight"] = fake.transformer["weight"] * 1.5
@@ -214,6 +235,8 @@ def test_edits_structures_and_boxes_are_drawn(fake, folder):
         (["a ring", "--explain"], "explain=True: task images takes no explain"),
         (["a", "--task", "caption", "--image", "seven.png"], "task caption takes no prompt"),
         (["--task", "caption"], "image=None: use some image"),
+        (["--task", "caption", "--image", "seven.png", "--upscale"], "takes no upscale"),
+        (["a ring", "--upscale"], "upscaler=None"),
         (["--task", "caption", "--image", "none.png"], "image='none.png': "),
         (["--task", "caption", "--image", "bad.png"], "image='bad.png': not a picture"),
         (["--task", "caption", "--image", "seven.png", "--out", "x.png"], "prints its text"),
