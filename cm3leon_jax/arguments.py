@@ -118,10 +118,12 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
 
     made = verb(
         "train",
-        "Train the transformer on prepared documents, or the retriever before they are prepared.",
+        "Train the transformer on prepared documents, the retriever before they are prepared, or"
+        " the upscaler, which enlarges pictures.",
         "cm3leon train --stage retriever --workdir runs/tiny",
     )
-    made.add_argument("--stage", choices=("transformer", "retriever"), default="transformer")
+    kinds = ("transformer", "retriever", "upscaler")
+    made.add_argument("--stage", choices=kinds, default="transformer")
     with_processes(made)
     with_workdir(made)
     with_data(made)
@@ -243,6 +245,9 @@ def _add_sampling(made: argparse.ArgumentParser) -> None:
     )
     made.add_argument(
         "--mixed", action="store_true", default=None, help="candidates: half top_p, half CD-K"
+    )
+    made.add_argument(
+        "--upscale", action="store_true", default=None, help="pictures: enlarged by the upscaler"
     )
     made.add_argument("--image", metavar="FILE", help="all but images and boxes: the picture")
     made.add_argument("--question", help="answer: the same as PROMPT")

@@ -2,6 +2,7 @@
 
 card.md  config.json  text.model  transformer/  image_tokenizer/
 clip/  memory/          with retrieval: the retriever, and the documents that it finds
+upscaler/               where that stage was trained, or others' weights were converted to it
 """
 
 import json
@@ -44,8 +45,20 @@ def _copy_results(experiment: config.Experiment, workdir: Path, target: Path) ->
         for pattern in ("train-*", "train.index.json", "train.vectors*", "train.faiss*"):
             for path in (workdir / "documents").glob(pattern):
                 checkpoint.link(path, target / "memory" / path.name)
+    add_upscaler(workdir, target)
     licenses = json.loads((workdir / "documents" / "licenses.json").read_text())
     (target / "card.md").write_text(card(experiment, licenses))
+
+
+def add_upscaler(workdir: Path, bundle: Path) -> None:
+    """Copies the finished upscaler of a work directory, if any, into a bundle that has none."""
+    source, target = workdir / "upscaler", bundle / "upscaler"
+    if processes.is_first() and (source / "network").exists() and not target.exists():
+        unfinished = bundle / "upscaler.part"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(source / "network", unfinished / "network")
+        shutil.copy(source / "config.json", unfinished)
+        unfinished.rename(target)
 
 
 def card(experiment: config.Experiment, licenses: Mapping[str, int]) -> str:

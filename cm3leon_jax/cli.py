@@ -70,14 +70,14 @@ def _quickstart(options: argparse.Namespace) -> None:
 
 
 def _tokenizer(options: argparse.Namespace) -> None:
-    from cm3leon_jax import stages
+    from cm3leon_jax import picture_stages, stages
 
     _join(options)
     experiment, collection = _collect(options)
     if options.which == "text":
         stages.train_text_tokenizer(experiment, collection, options.workdir)
     else:
-        stages.train_image_tokenizer(experiment, collection, options.workdir)
+        picture_stages.train_image_tokenizer(experiment, collection, options.workdir)
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -107,13 +107,18 @@ def _retrieve(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from cm3leon_jax import stages
+    from cm3leon_jax import picture_stages, stages
 
     _join(options)
     if options.stage == "retriever":
-        stages.train_retriever(*_collect(options), options.workdir)
+        picture_stages.train_retriever(*_collect(options), options.workdir)
         return
     experiment = _experiment(options)
+    if options.stage == "upscaler":
+        collection = picture_stages.collect_large(experiment)
+        stages.open_workdir(experiment, options.workdir)
+        picture_stages.train_upscaler(experiment, collection, options.workdir)
+        return
     stages.open_workdir(experiment, options.workdir)
     bundle = stages.train_transformer(experiment, options.workdir)
     if processes.is_first():

@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cm3leon_jax.fields import build, require, require_choice, to_dict
-from cm3leon_jax.network_config import ImageTokenizer, Model, Optimizer, Retriever, Train
+from cm3leon_jax.network_config import (
+    ImageTokenizer,
+    Model,
+    Optimizer,
+    Retriever,
+    Train,
+    Upscaler,
+)
 
 __all__ = [
     "Data",
@@ -23,6 +30,7 @@ __all__ = [
     "Retrieval",
     "Retriever",
     "Train",
+    "Upscaler",
     "from_dict",
     "replace",
 ]
@@ -175,6 +183,7 @@ class Experiment:
     model: Model = field(default_factory=Model)
     image_tokenizer: ImageTokenizer = field(default_factory=ImageTokenizer)
     retriever: Retriever = field(default_factory=Retriever)
+    upscaler: Upscaler = field(default_factory=Upscaler)
     data: Data = field(default_factory=Data)
     retrieval: Retrieval = field(default_factory=Retrieval)
     objective: Objective = field(default_factory=Objective)

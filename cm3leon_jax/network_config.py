@@ -314,3 +314,51 @@ class Retriever:
         accumulate = self.train.accumulate
         rule = "a contrastive loss compares the whole batch; use 1"
         require(accumulate == 1, "retriever.train.accumulate", accumulate, rule)
+
+
+@dataclass(frozen=True)
+class Upscaler:
+    """The super-resolution stage, an RRDB network, and how it is trained.
+
+    The defaults are the shape of RealESRGAN_x4plus and the crops, batch, rate and two phases of
+    its paper (arXiv 2107.10833, section 4.1).
+    """
+
+    scale: int = 4
+    channels: int = 64
+    growth: int = 32  # channels that each convolution of a dense group adds
+    blocks: int = 23
+    crop: int = 256  # pixels per side of what it learns to draw
+    sample: int = 3000  # pictures held in memory, each scale * image_tokenizer.size pixels wide
+    # How they become small: by an antialiased bicubic resize alone, or as damaged pictures do.
+    degradation: Literal["none", "first_order", "second_order"] = "second_order"
+    perceptual: float = 0.0  # loss weights beside that of L1, which is 1
+    adversarial: float = 0.0
+    adversarial_start: int = 1_000_000  # step
+    discriminator_channels: int = 64
+    discriminator_layers: int = 3
+    optimizer: Optimizer = field(
+        default_factory=lambda: Optimizer(
+            2e-4, warmup_steps=0, schedule="constant", beta2=0.99, weight_decay=0.0
+        )
+    )
+    train: Train = field(default_factory=lambda: Train(steps=1_400_000, batch=48))
+
+    def __post_init__(self) -> None:
+        def check(holds: bool, field: str, rule: str) -> None:
+            require(holds, f"upscaler.{field}", getattr(self, field), rule)
+
+        require_choice("upscaler.scale", self.scale, (4, 2))
+        for name in ("channels", "growth", "blocks", "crop", "sample"):
+            check(getattr(self, name) >= 1, name, "must be >= 1")
+        for name in ("discriminator_channels", "discriminator_layers"):
+            check(getattr(self, name) >= 1, name, "must be >= 1")
+        check(self.channels >= 3, "channels", "must be >= 3: they begin as the colours")
+        check(self.crop % 4 == 0, "crop", "must be a multiple of 4")
+        kinds = ("none", "first_order", "second_order")
+        require_choice("upscaler.degradation", self.degradation, kinds)
+        for name in ("perceptual", "adversarial", "adversarial_start"):
+            check(getattr(self, name) >= 0, name, "must be >= 0")
+        rule = "only the transformer accumulates gradients; use 1"
+        accumulate = self.train.accumulate
+        require(accumulate == 1, "upscaler.train.accumulate", accumulate, rule)

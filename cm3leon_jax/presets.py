@@ -21,6 +21,7 @@ from cm3leon_jax.config import (
     Retrieval,
     Retriever,
     Train,
+    Upscaler,
 )
 
 ROW = 4096
@@ -31,6 +32,7 @@ def _cm3leon(model: Model, learning_rate: float, tokens: float) -> Experiment:
     return Experiment(
         model=model,
         image_tokenizer=ImageTokenizer(perceptual=1.0, adversarial=0.5),
+        upscaler=Upscaler(perceptual=1.0, adversarial=0.1),
         # The public code's two; with the paper's three, four pairs take 4,141 places of 4,096.
         retrieval=Retrieval(least=2, most=2),
         decode=Decode(documents=2),
@@ -131,6 +133,23 @@ def _tiny() -> Experiment:
                 weight_decay=0.1,
             ),
             train=Train(steps=300, batch=128, log_every=20, sample_every=100, save_every=100),
+        ),
+        upscaler=Upscaler(
+            channels=24,
+            growth=12,
+            blocks=2,
+            crop=64,
+            sample=5000,
+            degradation="none",
+            optimizer=Optimizer(
+                learning_rate=2e-3,
+                warmup_steps=20,
+                schedule="cosine",
+                end_fraction=0.01,
+                beta2=0.99,
+                weight_decay=0.0,
+            ),
+            train=Train(steps=800, batch=8, log_every=20, sample_every=200, save_every=100),
         ),
         data=Data(
             source="scenes",

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cm3leon_jax import config, presets, stages
+from cm3leon_jax import config, picture_stages, presets, stages
 from cm3leon_jax.checkpoint import write_json
 from cm3leon_jax.data.collection import Collection, collect
 from cm3leon_jax.data.prepare import prepare
@@ -99,10 +99,10 @@ def _pretrain(
     with clock("text tokenizer", workdir / "text.model"):
         stages.train_text_tokenizer(experiment, collection, workdir)
     with clock("image tokenizer", workdir / "image_tokenizer" / "network"):
-        stages.train_image_tokenizer(experiment, collection, workdir)
+        picture_stages.train_image_tokenizer(experiment, collection, workdir)
     if experiment.retrieval.most:
         with clock("retriever", workdir / "retriever" / "network"):
-            stages.train_retriever(experiment, collection, workdir)
+            picture_stages.train_retriever(experiment, collection, workdir)
     with clock("documents", workdir / "documents" / "skipped.txt"):
         prepare(experiment, workdir)
     if experiment.retrieval.most:

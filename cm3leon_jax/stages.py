@@ -3,6 +3,7 @@
     text.model          text tokenizer
     image_tokenizer/    checkpoints, logs and the finished network of the image tokenizer
     retriever/          the same of the retriever
+    upscaler/           the same of the upscaler, for who wants larger pictures
     documents/          coded records and vectors: train and held_out, skipped.txt
     neighbours/         which documents of train belong in front of each
     transformer/        checkpoints and logs of the transformer
@@ -13,8 +14,7 @@ the stages before it there, and resumes its own training from the newest checkpo
 processes all run a stage together, on one file system; samples are drawn by the first one alone.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 
 from cm3leon_jax import checkpoint, config, processes
 from cm3leon_jax.bundle import write_bundle
-from cm3leon_jax.data.collection import Collection, captioned, written
+from cm3leon_jax.data.collection import Collection, written
 from cm3leon_jax.data.examples import Examples, Source
-from cm3leon_jax.data.loader import fixed_batch, image_batches, pair_batches, token_batches
+from cm3leon_jax.data.loader import fixed_batch, token_batches
 from cm3leon_jax.data.networks import open_image_tokenizer, open_text, require_result
 from cm3leon_jax.data.pictures import grid
 from cm3leon_jax.data.prepare import prepare
@@ -39,14 +39,10 @@ from cm3leon_jax.data.tasks import resolve
 from cm3leon_jax.decoding.generator import Generator
 from cm3leon_jax.evaluation.documents import page
 from cm3leon_jax.evaluation.gain import Gain, retrieval_gain
-from cm3leon_jax.evaluation.retrieval import recall
 from cm3leon_jax.evaluation.rows import Watched
-from cm3leon_jax.evaluation.run import psnr
 from cm3leon_jax.fields import require, to_flat
-from cm3leon_jax.interop.efficientnet import load_features
 from cm3leon_jax.mapped import Mapped
-from cm3leon_jax.models.clip import embed_pictures, embed_texts, text_batch
-from cm3leon_jax.models.image_codes import decode_codes, encode_pictures
+from cm3leon_jax.models.image_codes import decode_codes
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.models.vqgan import VQGAN
 from cm3leon_jax.presets import SHARES
@@ -59,16 +55,13 @@ from cm3leon_jax.start import adopt, open_start
 from cm3leon_jax.tokens.document import Document, Image, Text
 from cm3leon_jax.tokens.objective import rng_for
 from cm3leon_jax.tokens.text import TextTokenizer
-from cm3leon_jax.training import image_tokenizer as tokenizer_training
-from cm3leon_jax.training import retriever as retriever_training
 from cm3leon_jax.training.batches import host_rows
 from cm3leon_jax.training.loop import fit
 from cm3leon_jax.training.optimizer import make_optimizer, make_schedule
+from cm3leon_jax.training.samples import for_samples, own_mesh
 from cm3leon_jax.training.step import eval_step, init_state, start_state, train_step
 
 SHOWN = 16  # held-out documents in the sample grids of a run
-CANDIDATES = 200  # held-out pairs among which the retriever's recall is measured
-SAMPLED_BYTES = 4 * 2**30  # larger networks are not gathered from several hosts to draw samples
 GAINED = 64  # held-out documents whose loss is compared with and without the retrieved ones
 
 # What each result was made from; a name that ends in a dot stands for all fields below it.
@@ -79,6 +72,7 @@ MADE_FROM = {
     "text.model": (*SAMPLE, "data.tasks", "model.text_pieces"),
     "image_tokenizer": (*SAMPLE, "data.tasks", "image_tokenizer."),
     "retriever": (*SAMPLE, "retriever.", "model.text_pieces"),
+    "upscaler": (*DATA, "data.held_out", "upscaler.", "image_tokenizer.size"),
     "documents": (
         *(*DATA, "data.task", "data.held_out", "data.part", "data.row_length"),
         *("image_tokenizer.", "model.specials", "retriever.", "retrieval.query_dropout"),
@@ -126,67 +120,6 @@ def train_text_tokenizer(
             TextTokenizer.train(texts, path, pieces=experiment.model.text_pieces)
         except ValueError as error:
             raise ValueError(f"model.text_pieces: {error}") from error
-
-
-def train_image_tokenizer(
-    experiment: config.Experiment, collection: Collection, workdir: Path
-) -> None:
-    """Trains the VQGAN; its sample grids show held-out pictures above their reconstructions.
-
-    A perceptual weight takes its features from the installed EfficientNet package.
-    """
-    c, folder = experiment.image_tokenizer, workdir / "image_tokenizer"
-    network = folder / "network"
-    if not network.exists():
-        seen = [collection.train]
-        seen += [collection.tasks[task] for task in tasks_with_records(experiment.data)]
-        train = [np.stack([image for e in examples for image in e.images]) for examples in seen]
-        shown = np.stack(
-            [image for example in collection.held_out for image in example.images][:SHOWN]
-        )
-
-        def show(state: Any, step: int) -> tuple[Mapping[str, float], Mapping[str, NDArray]]:
-            with _for_samples(state.model) as model:
-                if model is None:
-                    return {}, {}
-                again = decode_codes(model, encode_pictures(model, shown))
-            both = [*shown, *again]
-            return {"held_out_psnr": psnr(shown, again)}, {"reconstructions": grid(both, SHOWN)}
-
-        mesh = make_mesh(experiment.mesh)
-        init = partial(tokenizer_training.init_state, c)
-        step = tokenizer_training.make_train_step(c, load_features() if c.perceptual else None)
-        rows = host_rows(mesh, c.train.batch)
-        batches = image_batches(train, c.train.batch, c.train.seed, rows)
-        state = fit(step, init, batches, c.train, mesh, folder, "images", show)
-        checkpoint.save_network(network, state.model)
-
-
-def train_retriever(experiment: config.Experiment, collection: Collection, workdir: Path) -> None:
-    """Trains the two-tower encoder on the captioned pictures; logs its held-out recall."""
-    c, folder = experiment.retriever, workdir / "retriever"
-    if (folder / "network").exists():
-        return
-    text, pieces = open_text(workdir), experiment.model.text_pieces
-    captions, images = captioned(collection.train)
-    texts = text_batch([text.encode(caption) for caption in captions], c, pieces)
-    known, shown = captioned(collection.held_out)
-    queries = [text.encode(caption) for caption in known[:CANDIDATES]]
-
-    def show(state: Any, step: int) -> tuple[Mapping[str, float], Mapping[str, NDArray]]:
-        with _for_samples(state.model) as model:
-            if model is None:
-                return {}, {}
-            found = embed_pictures(model, shown[:CANDIDATES]), embed_texts(model, queries)
-            return recall(*found), {}
-
-    mesh = make_mesh(experiment.mesh)
-    rows = host_rows(mesh, c.train.batch)
-    batches = pair_batches(images, texts, c.train.batch, c.train.seed, rows)
-    init = partial(retriever_training.init_state, c, pieces)
-    step = retriever_training.make_train_step(c)
-    state = fit(step, init, batches, c.train, mesh, folder, "pairs", show)
-    checkpoint.save_network(folder / "network", state.model)
 
 
 def retrieve(experiment: config.Experiment, workdir: Path) -> dict[str, Mapping[str, float]]:
@@ -242,7 +175,7 @@ def train_transformer(experiment: config.Experiment, workdir: Path) -> Path:
         losses = jax.device_get(evaluate(state.model, held_out_batch))
         # A loss of 0 is one of places where the batch has no tokens.
         numbers = {f"held_out_{name}": float(value) for name, value in losses.items() if value}
-        with _for_samples(state.model) as model:
+        with for_samples(state.model) as model:
             if model is None:
                 return numbers, {}
             if gain := measure_gain(c, workdir, model, GAINED):
@@ -353,24 +286,4 @@ def _open_tokenizer(experiment: config.Experiment, workdir: Path) -> VQGAN:
     folder = require_result(workdir, "image_tokenizer/network")
     if processes.count() == 1:
         return open_image_tokenizer(experiment, folder, make_mesh(experiment.mesh))
-    return open_image_tokenizer(experiment, folder, _own_mesh())
-
-
-def _own_mesh() -> jax.sharding.Mesh:
-    return make_mesh(config.Mesh(data=1, fsdp=1, tensor=1), jax.local_devices()[:1])
-
-
-@contextmanager
-def _for_samples(network: Any) -> Iterator[Any | None]:
-    """The network as `show` samples from it: on several hosts a copy for the first one alone.
-
-    None on the others, and everywhere where that copy would be too large.
-    """
-    if processes.count() == 1:
-        yield network
-    elif sum(x.nbytes for x in jax.tree.leaves(network)) > SAMPLED_BYTES:
-        yield None
-    else:
-        copy = processes.for_first(network)
-        with jax.set_mesh(_own_mesh()):
-            yield copy
+    return open_image_tokenizer(experiment, folder, own_mesh())

@@ -66,8 +66,9 @@ def open_start(
 
 def adopt(experiment: config.Experiment, workdir: Path) -> None:
     """Gives the work directory what it has not and `train.start_from` has, as second names: the
-    tokenizers and, with retrieval, the retriever. With a `data.mixture` that stands elsewhere also
-    the documents of the run and their neighbours: they are held out, and the bundle's memory.
+    tokenizers, the upscaler and, with retrieval, the retriever. With a `data.mixture` that stands
+    elsewhere also the documents of the run and their neighbours: they are held out, and the
+    bundle's memory.
 
     The start is a run or bundle on this machine; from elsewhere its parts are copied by hand.
     """
@@ -79,6 +80,7 @@ def adopt(experiment: config.Experiment, workdir: Path) -> None:
     parts["image_tokenizer/network"] = "image_tokenizer/network" if is_run else "image_tokenizer"
     if experiment.retrieval.most:
         parts["retriever/network"] = "retriever/network" if is_run else "clip"
+    parts |= {name: name for name in ("upscaler/config.json", "upscaler/network")}
     if experiment.data.mixture:
         parts |= {"documents": "documents", "neighbours": "neighbours"}
     for name, there in parts.items():

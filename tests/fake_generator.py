@@ -22,7 +22,7 @@ class FakeGenerator:
     """Stands in for a Generator: answers at once, and keeps what it was asked."""
 
     def __init__(self, experiment: config.Experiment):
-        self.experiment, self.memory = experiment, None
+        self.experiment, self.memory, self.upscaler = experiment, None, None
         self.transformer = {"weight": np.ones((3, 4))}
         self.image_tokenizer = {"weight": np.zeros((2, 100))}
         self.calls: list[tuple] = []
@@ -38,6 +38,13 @@ class FakeGenerator:
         self.fast = (guidance_interval, speculative)
         drawn = [paint(one, number, options, seed) for one in prompt for number in range(n)]
         return [(image, 0.25) for image in drawn] if return_scores else drawn
+
+    def require_upscaler(self):
+        if self.upscaler is None:
+            raise ValueError("upscaler=None")
+
+    def upscale(self, image):
+        return [picture.resize((4 * SIZE, 4 * SIZE)) for picture in image]
 
     def caption(self, image, *, style="short", documents=None, temperature=None,
                 repetition_penalty=None, stream=None, seed=0):  # fmt: skip

@@ -17,7 +17,7 @@ NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
 ROWS = (
     ("cli",),
     ("quickstart", "arguments"),
-    ("stages", "sampling"),
+    ("stages", "picture_stages", "sampling"),
     ("bundle", "start"),
     ("evaluation", "interop", "plan"),
     ("training", "decoding"),

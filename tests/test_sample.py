@@ -126,6 +126,8 @@ def test_edits_structures_and_boxes_are_drawn(fake, folder):
         (["a ring", "--explain"], "explain=True: task images takes no explain"),
         (["a", "--task", "caption", "--image", "seven.png"], "task caption takes no prompt"),
         (["--task", "caption"], "image=None: use some image"),
+        (["--task", "caption", "--image", "seven.png", "--upscale"], "takes no upscale"),
+        (["a ring", "--upscale"], "upscaler=None"),
         (["--task", "caption", "--image", "none.png"], "image='none.png': "),
         (["--task", "caption", "--image", "bad.png"], "image='bad.png': not a picture"),
         (["--task", "caption", "--image", "seven.png", "--out", "x.png"], "prints its text"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_generator import FakeGenerator, enter, paint, pixels, serve
+from fake_generator import SIZE, FakeGenerator, enter, paint, pixels, serve
 from PIL import Image
 
 from cm3leon_jax.cli import main
@@ -211,3 +211,17 @@ def test_pictures_lie_beside_the_requests_and_options_stand_in(fake, folder, mon
     assert main(["sample", "b", "--requests", "../job.jsonl", *options]) == 0
     texts = {id: line["text"] for id, line in results().items()}
     assert texts == {"a": "what? 7 False 4", "b": "x 8 False 4"}
+
+
+def test_pictures_are_enlarged_where_that_is_asked_for_and_told(fake, folder):
+    write_job({"id": "a", "prompt": "a ring", "n": 2, "upscale": True}, {"id": "b", "prompt": "a"})
+    assert run_job() == 0
+    assert "upscaler=None" in Path("out/skipped.txt").read_text()
+    assert set(files("*.png")) == {"b-0.png"}
+    fake.upscaler = {"weight": np.ones((2, 3))}  # now it is another bundle
+    assert run_job() == 2
+    assert main(["sample", "b", "--requests", "job.jsonl", "--out", "new"]) == 0
+    sizes = {path.name: Image.open(path).size[0] for path in Path("new").glob("*.png")}
+    assert sizes == {"a-0.png": 4 * SIZE, "a-1.png": 4 * SIZE, "b-0.png": SIZE}
+    assert Image.open("new/a-1.png").text["upscale"] == "true"
+    assert results("new/results.jsonl")["a"]["request"]["upscale"] is True

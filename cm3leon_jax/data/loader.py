@@ -280,7 +280,7 @@ def _array_batches(
             if is_other:
                 turn, group = turn // others, 1 + turn % others
         epoch, index = divmod(turn, counts[group])
-        return group, _permutation(seed, epoch, counts[group])[index]
+        return group, permutation(seed, epoch, counts[group])[index]
 
     def read(position: list[int]) -> Generator[tuple[Batch, list[int]]]:
         for start in itertools.count(position[0], batch):
@@ -295,6 +295,6 @@ def _array_batches(
 
 
 @lru_cache(maxsize=16)
-def _permutation(seed: int, epoch: int, count: int) -> NDArray[Any]:
+def permutation(seed: int, epoch: int, count: int) -> NDArray[Any]:
     """The order of one epoch of what fits in memory."""
     return np.random.default_rng((seed, epoch)).permutation(count)

@@ -1,6 +1,6 @@
 """The finished networks that turn records into documents, opened from where their stages left them.
 
-text.model  image_tokenizer/network  retriever/network
+text.model  image_tokenizer/network  retriever/network  upscaler/network
 
 A retriever of ours reads the pieces of text.model and has the shape of the experiment; the folder
 of a CLIP of others, as `cm3leon convert` writes it, also has clip.json and its own tokenizer.json.
@@ -14,11 +14,12 @@ from typing import Any
 import jax
 from flax import nnx
 
-from cm3leon_jax import config
-from cm3leon_jax.checkpoint import PathLike, load_network, local
+from cm3leon_jax import config, processes
+from cm3leon_jax.checkpoint import PathLike, load_network, local, save_network, write_json
 from cm3leon_jax.fields import build
 from cm3leon_jax.models.clip import CLIP
 from cm3leon_jax.models.transformer import Transformer
+from cm3leon_jax.models.upscaler import RRDBNet
 from cm3leon_jax.models.vqgan import VQGAN
 from cm3leon_jax.sharding import shardings
 from cm3leon_jax.tokens.clip_text import ClipTokenizer
@@ -32,6 +33,7 @@ STAGES = {
     "neighbours/held_out.json": "retrieve",
 }
 CLIP_SHAPE, CLIP_TEXT = "clip.json", "tokenizer.json"  # beside the arrays of others' CLIP
+SHAPE = ("scale", "channels", "growth", "blocks")  # of an upscaler
 
 
 def require_result(workdir: Path, name: str) -> Path:
@@ -83,3 +85,18 @@ def open_retriever(
         pieces = speller.pieces
     form = lambda key: CLIP(shape, pieces, rngs=nnx.Rngs(key))  # noqa: E731
     return open_network(folder, form, mesh), speller
+
+
+def save_upscaler(folder: PathLike, network: RRDBNet) -> None:
+    """`network/`, and its shape in `config.json`: it goes into any bundle, whatever that says."""
+    shape = {name: getattr(network.config, name) for name in SHAPE}
+    local(folder).mkdir(parents=True, exist_ok=True)
+    if processes.is_first():
+        write_json(local(folder) / "config.json", shape)
+    save_network(local(folder) / "network", network)
+
+
+def open_upscaler(folder: PathLike, mesh: jax.sharding.Mesh) -> RRDBNet:
+    path = local(folder) / "config.json"
+    c = build(config.Upscaler(), json.loads(path.read_text()), f"{path}: ")
+    return open_network(local(folder) / "network", lambda key: RRDBNet(c, rngs=nnx.Rngs(key)), mesh)

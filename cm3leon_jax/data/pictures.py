@@ -36,17 +36,14 @@ def open_picture(source: Picture, size: int, max_pixels: int = MAX_PIXELS) -> np
     contents, never from the name. Raises BadPicture for what is corrupt, truncated, empty,
     animated, larger than `max_pixels` or in another format than FORMATS.
     """
-    if isinstance(source, np.ndarray):
-        return _fit(Image.fromarray(source), size)
-    with _reading(), _open(source) as stream, Image.open(stream, formats=FORMATS) as image:
-        width, height = image.size  # from the header: nothing is decoded yet
-        if width * height > max_pixels:
-            raise BadPicture(f"{width} x {height} pixels: the limit is {max_pixels:,}")
-        # Some phones store a second view (MPO) behind the photo; the first is the picture.
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-        if frames > 1:
-            raise BadPicture(f"animated or with several pages ({frames} frames)")
-        return _fit(_to_rgb(ImageOps.exif_transpose(image)), size)
+    with _upright(source, max_pixels) as image:
+        return _fit(image, size)
+
+
+def open_whole(source: Picture, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The picture as uint8 [Y, X, 3], as `open_picture` reads it, but of its own size and shape."""
+    with _upright(source, max_pixels) as image:
+        return np.array(image)
 
 
 def upright_size(source: Picture) -> tuple[int, int]:
@@ -96,6 +93,23 @@ def to_png(image: np.ndarray) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, "PNG")
     return stream.getvalue()
+
+
+@contextlib.contextmanager
+def _upright(source: Picture, max_pixels: int) -> Iterator[Image.Image]:
+    """RGB, upright, on white."""
+    if isinstance(source, np.ndarray):
+        yield Image.fromarray(source)
+        return
+    with _reading(), _open(source) as stream, Image.open(stream, formats=FORMATS) as image:
+        width, height = image.size  # from the header: nothing is decoded yet
+        if width * height > max_pixels:
+            raise BadPicture(f"{width} x {height} pixels: the limit is {max_pixels:,}")
+        # Some phones store a second view (MPO) behind the photo; the first is the picture.
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        if frames > 1:
+            raise BadPicture(f"animated or with several pages ({frames} frames)")
+        yield _to_rgb(ImageOps.exif_transpose(image))
 
 
 def _open(source: Path | bytes) -> BinaryIO:

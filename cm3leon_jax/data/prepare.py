@@ -174,7 +174,8 @@ def open_encoders(experiment: config.Experiment, workdir: Path) -> Encoders:
     mesh = make_mesh(experiment.mesh)
     tokenizer = require_result(workdir, "image_tokenizer/network")
     text = open_text(workdir)
-    retriever, speller = None, text
+    retriever = None
+    speller: TextTokenizer | ClipTokenizer = text
     if experiment.retrieval.most:
         folder = require_result(workdir, "retriever/network")
         retriever, speller = open_retriever(experiment, folder, mesh, text)

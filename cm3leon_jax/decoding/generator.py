@@ -16,7 +16,12 @@ from PIL import Image as Pillow
 
 from cm3leon_jax import config
 from cm3leon_jax.checkpoint import PathLike, local, read_experiment
-from cm3leon_jax.data.networks import open_image_tokenizer, open_retriever, open_transformer
+from cm3leon_jax.data.networks import (
+    open_image_tokenizer,
+    open_retriever,
+    open_transformer,
+    open_upscaler,
+)
 from cm3leon_jax.decoding import holes, pools
 from cm3leon_jax.decoding.instructed import Instructed
 from cm3leon_jax.decoding.memory import DocumentMemory
@@ -35,8 +40,9 @@ from cm3leon_jax.fields import require, require_choice
 from cm3leon_jax.models.image_codes import decode_codes, encode_pictures
 from cm3leon_jax.sharding import make_mesh
 from cm3leon_jax.tokens import wording
+from cm3leon_jax.tokens.clip_text import ClipTokenizer
 from cm3leon_jax.tokens.document import Document, Image, Text
-from cm3leon_jax.tokens.text import open_text_model
+from cm3leon_jax.tokens.text import TextTokenizer, open_text_model
 from cm3leon_jax.tokens.vocabulary import Vocabulary
 
 Stream = Callable[[int, Any], None]
@@ -51,7 +57,7 @@ def load(bundle: PathLike, *, int8: bool = False, tensor: int = 1) -> "Generator
     found in local bundles only.
     """
     c, folder = read_experiment(bundle), local(bundle)
-    for place in (folder, folder / "clip"):
+    for place in (folder, folder / "clip", folder / "upscaler"):
         if (place / "notice.txt").exists():  # of weights that were converted
             print((place / "notice.txt").read_text().strip(), file=sys.stderr)
     mesh = make_mesh(config.Mesh(data=1, fsdp=1, tensor=tensor), jax.local_devices())
@@ -60,7 +66,8 @@ def load(bundle: PathLike, *, int8: bool = False, tensor: int = 1) -> "Generator
     stored = open_transformer(c, folder / "transformer", mesh, as_stored=True)
     transformer = stored.for_decoding(int8, donate=True)
     image_tokenizer = open_image_tokenizer(c, folder / "image_tokenizer", mesh)
-    clip, speller, memory = None, text, None
+    clip, memory = None, None
+    speller: TextTokenizer | ClipTokenizer = text
     if (folder / "clip").exists():
         clip, speller = open_retriever(c, folder / "clip", mesh, text)
     if (folder / "memory").exists():
@@ -68,7 +75,9 @@ def load(bundle: PathLike, *, int8: bool = False, tensor: int = 1) -> "Generator
         place = Path(folder / "memory")
         given = image_tokenizer, text, c.retrieval, speller
         memory = DocumentMemory.open(place, clip, *given)  # type: ignore[arg-type]
-    return Generator(c, text, transformer, image_tokenizer, memory, clip, int8, speller)
+    has_upscaler = (folder / "upscaler").exists()
+    upscaler = open_upscaler(folder / "upscaler", mesh) if has_upscaler else None
+    return Generator(c, text, transformer, image_tokenizer, memory, clip, int8, speller, upscaler)
 
 
 class Generator(Instructed):

@@ -8,13 +8,18 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from cm3leon_jax import config
+from cm3leon_jax.data.pictures import MAX_PIXELS
 from cm3leon_jax.decoding import holes
 from cm3leon_jax.decoding.drawing import Drawer
 from cm3leon_jax.decoding.memory import DocumentMemory, Retrieved
 from cm3leon_jax.decoding.parts import (
     Picture,
+    Pictures,
+    one_or_list,
+    pair,
     read_pictures,
     read_text_with_holes,
+    read_whole,
     show_image,
     write_text,
 )
@@ -22,6 +27,7 @@ from cm3leon_jax.fields import require
 from cm3leon_jax.models.clip import CLIP
 from cm3leon_jax.models.image_codes import encode_pictures
 from cm3leon_jax.models.transformer import Transformer
+from cm3leon_jax.models.upscaler import RRDBNet, upscale
 from cm3leon_jax.models.vqgan import VQGAN
 from cm3leon_jax.tokens.clip_text import ClipTokenizer
 from cm3leon_jax.tokens.document import MASK, Document, Image, Text
@@ -43,6 +49,7 @@ class Loaded:
     clip: CLIP | None = None
     int8: bool = False  # of the key-value cache
     clip_text: ClipTokenizer | TextTokenizer | None = None  # None: `clip` reads as `text` spells
+    upscaler: RRDBNet | None = None
 
     def document(self, *parts: Picture | Text | Image) -> Document:
         """A document from texts and pictures in order; `<mask>` in a text is a hole.
@@ -68,6 +75,23 @@ class Loaded:
         size, c = self.experiment.image_tokenizer.size, self.experiment
         document = self.with_whole_images(self.document(image))
         return holes.cut_box(document.segments[0], box, size, c.objective.max_spans)
+
+    def upscale(self, image: Pictures) -> Pillow.Image | list[Pillow.Image]:
+        """Pictures of any size, as many times larger as the bundle's upscaler was made for; a list
+        for a list. Memory on the device is that of one tile (`models.upscaler`)."""
+        network = self.require_upscaler()
+        is_one, pictures, _ = pair(image, "image", "")
+        most = MAX_PIXELS // network.config.scale**2  # what comes out can be read again
+        whole = (read_whole(picture, most) for picture in pictures)
+        found = [Pillow.fromarray(upscale(network, pixels)) for pixels in whole]
+        return one_or_list(is_one, found)
+
+    def require_upscaler(self) -> RRDBNet:
+        """Raises ValueError for a bundle without."""
+        rule = "use a bundle with upscaler/, which `cm3leon train --stage upscaler` makes"
+        if self.upscaler is None:
+            raise ValueError(f"upscaler=None: {rule}")
+        return self.upscaler
 
     def parts(self, document: Document) -> list[str | Pillow.Image]:
         """The texts and pictures of a document; holes are written `<mask>`, or grey in pictures."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from cm3leon_jax.data.pictures import open_picture
+from cm3leon_jax.data.pictures import open_picture, open_whole
 from cm3leon_jax.fields import require
 from cm3leon_jax.models.image_codes import decode_codes
 from cm3leon_jax.models.vqgan import VQGAN
@@ -26,13 +26,21 @@ T = TypeVar("T")
 
 def read_pictures(pictures: Sequence[Picture], size: int) -> NDArray[np.uint8]:
     """[B size size 3]: short side resized, centre cropped, on white."""
+    return np.stack([open_picture(_source(picture), size) for picture in pictures])
 
-    def source(picture: Picture) -> Path | bytes | np.ndarray:
-        if isinstance(picture, Pillow.Image):
-            return np.asarray(picture.convert("RGB"))
-        return Path(picture) if isinstance(picture, str) else picture
 
-    return np.stack([open_picture(source(picture), size) for picture in pictures])
+def read_whole(picture: Picture, most: int) -> NDArray[np.uint8]:
+    """[Y X 3] as it is; raises ValueError for more than `most` pixels."""
+    pixels = open_whole(_source(picture))
+    y, x, _ = pixels.shape
+    require(x * y <= most, "image", f"{x} x {y} pixels", f"use at most {most:,} pixels")
+    return pixels
+
+
+def _source(picture: Picture) -> Path | bytes | np.ndarray:
+    if isinstance(picture, Pillow.Image):
+        return np.asarray(picture.convert("RGB"))
+    return Path(picture) if isinstance(picture, str) else picture
 
 
 def show_image(image: Image, tokenizer: VQGAN) -> Pillow.Image:

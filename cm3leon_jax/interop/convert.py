@@ -4,6 +4,7 @@ A layout writes into an unfinished folder, which is renamed when it is whole: no
 is ever left under the wanted name.
 """
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cm3leon_jax import checkpoint, config
-from cm3leon_jax.interop import chameleon, vq
+from cm3leon_jax.data.networks import save_upscaler
+from cm3leon_jax.interop import chameleon, esrgan, vq
 from cm3leon_jax.interop.cards import read_licence, write_card
 from cm3leon_jax.interop.clip import convert_clip
 from cm3leon_jax.interop.shards import Shards, read_json, refuse_pickle
@@ -99,6 +101,22 @@ def _read_image_tokenizer(source: Path, target: Path, wishes: Wishes) -> None:
     write_card(target, "An image tokenizer", source, digests, read_licence(source))
 
 
+def _read_upscaler(source: Path, target: Path, wishes: Wishes) -> None:
+    """The upscaler of a bundle, for the folder `upscaler/` in it."""
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    save_upscaler(target, esrgan.read_upscaler(source))
+    write_card(target, "An upscaler", source, {source.name: digest}, read_licence(source))
+
+
+def _is_upscaler(source: Path, theirs: dict[str, Any]) -> bool:
+    if source.suffix != ".safetensors":
+        return False
+    try:
+        return esrgan.is_upscaler(Shards.open(source).tensors)
+    except ValueError:
+        return False
+
+
 def _is_image_tokenizer(source: Path, theirs: dict[str, Any]) -> bool:
     if theirs.get("model_type") or (source / "transformer").is_dir():
         return False
@@ -123,5 +141,6 @@ LAYOUTS: dict[str, Layout] = {
         lambda source, theirs: theirs.get("model_type") == "clip",
         lambda source, target, wishes: convert_clip(source, target),
     ),
+    "upscaler": Layout(_is_upscaler, _read_upscaler),
     "image_tokenizer": Layout(_is_image_tokenizer, _read_image_tokenizer),
 }

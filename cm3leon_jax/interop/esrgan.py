@@ -1,23 +1,25 @@
-"""Weights of Real-ESRGAN and ESRGAN for `models.rrdb`, under either of their published names.
+"""Weights of Real-ESRGAN and ESRGAN for `models.upscaler`, under either of their published names.
 
 Takes arrays by name, as a .safetensors file has them. A .pth is a pickle: `cm3leon convert
 --from_torch` makes safetensors of it. Every tensor is used exactly once.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from numpy.typing import NDArray
 
 from cm3leon_jax.checkpoint import from_names
+from cm3leon_jax.config import Upscaler
 from cm3leon_jax.fields import require
 from cm3leon_jax.interop.shards import Shards
-from cm3leon_jax.models.rrdb import SHRINK, RRDBNet, Upscaling
+from cm3leon_jax.models.upscaler import COLOURS, SHRINK, RRDBNet
 
 OLD = {  # names of the first ESRGAN: those of Real-ESRGAN
     "model.0": "conv_first",
@@ -39,6 +41,11 @@ OURS = {
 def read_upscaler(path: Path) -> RRDBNet:
     """The network of a .safetensors file; ValueError for another file or network."""
     return fill_upscaler(dict(Shards.open(path).stream()))
+
+
+def is_upscaler(names: Iterable[str]) -> bool:
+    """Whether tensors have the names of an RRDBNet, either ones."""
+    return {"conv_first.weight", "conv_body.weight"} <= {_rename(name) for name in names}
 
 
 def fill_upscaler(tensors: Mapping[str, NDArray]) -> RRDBNet:
@@ -64,8 +71,8 @@ def fill_upscaler(tensors: Mapping[str, NDArray]) -> RRDBNet:
     named: dict[str, Any] = {
         ours: take(
             theirs,
-            c.colours * side**2 if ours == "first" else wide,
-            c.colours if ours == "last" else wide,
+            COLOURS * side**2 if ours == "first" else wide,
+            COLOURS if ours == "last" else wide,
         )
         for theirs, ours in OURS.items()
     }
@@ -80,7 +87,7 @@ def fill_upscaler(tensors: Mapping[str, NDArray]) -> RRDBNet:
         convs[str(i)] = jax.tree.map(lambda x: x.reshape(c.blocks, 3, *x.shape[1:]), stacked)
     named["blocks"] = {"convs": convs}
     require(not left, "tensor", min(left, default=""), "is no part of an RRDBNet; use its own file")
-    form = jax.eval_shape(lambda: RRDBNet(c))
+    form = jax.eval_shape(lambda: RRDBNet(c, rngs=nnx.Rngs(0)))
     return from_names(form, jax.tree.map(jnp.asarray, named))
 
 
@@ -95,13 +102,13 @@ def _rename(name: str) -> str:
     return f"{OLD.get(stem, stem)}.{part}"
 
 
-def _shape(tensors: Mapping[str, NDArray]) -> Upscaling:
-    names = ("conv_first.weight", "conv_last.weight", "body.0.rdb1.conv1.weight")
+def _shape(tensors: Mapping[str, NDArray]) -> Upscaler:
+    names = ("conv_first.weight", "body.0.rdb1.conv1.weight")
     for name in names:
         require(name in tensors, "tensor", name, "is missing; use the weights of an RRDBNet")
-    first, last, dense = (tensors[name] for name in names)
-    scales = {len(last) * side**2: scale for scale, side in SHRINK.items()}
-    rule = f"a network of {len(last)} colours reads {sorted(scales)} channels"
+    first, dense = (tensors[name] for name in names)
+    scales = {COLOURS * side**2: scale for scale, side in SHRINK.items()}
+    rule = f"a network of scale 4 or 2 reads {sorted(scales)} channels"
     require(first.shape[1] in scales, f"{names[0]} inputs", first.shape[1], rule)
     blocks = {int(name.split(".")[1]) for name in tensors if name.startswith("body.")}
-    return Upscaling(scales[first.shape[1]], len(first), len(dense), max(blocks) + 1, len(last))
+    return Upscaler(scales[first.shape[1]], len(first), len(dense), max(blocks) + 1)

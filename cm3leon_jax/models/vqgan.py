@@ -55,7 +55,7 @@ def draw_kernels(module: nnx.Module, key: jax.Array) -> None:
     numbers = jax.random.normal(key, (sum(kernel.size for kernel in kernels),))
     ends = np.cumsum([kernel.size for kernel in kernels])[:-1]
     for kernel, part in zip(kernels, jnp.split(numbers, ends)):
-        inputs = math.prod(kernel.shape[:-1])
+        inputs = math.prod(kernel.shape[-4:-1])  # others may be stacked in front
         kernel[...] = part.reshape(kernel.shape) * inputs**-0.5
 
 

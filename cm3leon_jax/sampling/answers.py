@@ -63,6 +63,8 @@ def answer(generator: Generator, requests: Sequence[Request]) -> list[Answer]:
     Raises ValueError when one of them cannot be answered.
     """
     task, arguments = TASKS[requests[0].task], dict(requests[0].fields)
+    if is_enlarged := arguments.pop("upscale", False):
+        generator.require_upscaler()  # before anything is drawn
     for name in task.lists:
         arguments[name] = [request.fields[name] for request in requests]
     if "boxes" in arguments:
@@ -76,14 +78,20 @@ def answer(generator: Generator, requests: Sequence[Request]) -> list[Answer]:
         return [Answer(text) for text in found]
     n = arguments.get("n", 1)
     groups = [found[first : first + n] for first in range(0, len(found), n)]
-    if not is_ranked:
-        return [Answer(pictures=group) for group in groups]
-    return [Answer("", *(list(part) for part in zip(*group))) for group in groups]
+    answers = [
+        Answer("", *(list(part) for part in zip(*group))) if is_ranked else Answer("", group)
+        for group in groups
+    ]
+    if is_enlarged:
+        answers = [each._replace(pictures=generator.upscale(each.pictures)) for each in answers]
+    return answers
 
 
 def identify(generator: Generator) -> str:
-    """16 hex digits of a bundle, from the first numbers of every array of its two networks."""
+    """16 hex digits of a bundle, from the first numbers of every array that pictures come from."""
     networks = {"transformer": generator.transformer, "images": generator.image_tokenizer}
+    if generator.upscaler is not None:
+        networks["upscaler"] = generator.upscaler
     return fingerprint(jax.tree.map(lambda x: x[(0,) * (x.ndim - 1)][:64], networks))
 
 

@@ -17,7 +17,8 @@ from cm3leon_jax.fields import require, require_choice
 
 @dataclass(frozen=True)
 class Task:
-    """The fields that a task must have and those that it may have, besides `seed`."""
+    """The fields that a task must have and those that it may have, besides `seed` and, where it
+    draws, `upscale`."""
 
     method: str  # of the Generator
     needs: tuple[str, ...]
@@ -28,7 +29,7 @@ class Task:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        return (*self.needs, *self.takes, "seed")
+        return (*self.needs, *self.takes, *(("upscale",) if self.draws else ()), "seed")
 
 
 SAMPLING = ("temperature", "top_p", "top_k")
@@ -86,7 +87,7 @@ NUMBERS = (
     *("guidance", "temperature", "top_p"),
     *("guidance_image", "guidance_text", "repetition_penalty"),
 )
-SWITCHES = ("mixed", "explain", "speculative")
+SWITCHES = ("mixed", "explain", "speculative", "upscale")
 FIELDS = tuple(dict.fromkeys(name for task in TASKS.values() for name in task.fields))
 
 

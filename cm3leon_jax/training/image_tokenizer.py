@@ -14,12 +14,12 @@ from cm3leon_jax.models.vqgan import VQGAN
 from cm3leon_jax.models.vqgan_losses import (
     Features,
     adversarial_weight,
-    hinge_discriminator,
     hinge_generator,
     perceptual,
     psnr,
     reconstruction,
 )
+from cm3leon_jax.training.critic import init_critic, judge
 from cm3leon_jax.training.optimizer import count_skipped, make_optimizer
 
 Metrics = dict[str, jax.Array]
@@ -39,14 +39,7 @@ def init_state(config: ImageTokenizer, key: jax.Array) -> TokenizerState:
     """A fresh state, the same for the same key; may run under jit."""
     model = VQGAN(config, rngs=nnx.Rngs(jax.random.fold_in(key, 0)))
     optimizer = make_optimizer(config.optimizer, config.train.steps)
-    critic, critic_state = None, None
-    if config.adversarial:
-        critic = Discriminator(
-            config.discriminator_channels,
-            config.discriminator_layers,
-            rngs=nnx.Rngs(jax.random.fold_in(key, 1)),
-        )
-        critic_state = optimizer.init(nnx.state(critic, nnx.Param))
+    critic, critic_state = init_critic(config, optimizer, jax.random.fold_in(key, 1))
     model_state = optimizer.init(nnx.state(model, nnx.Param))
     return TokenizerState(jnp.zeros((), jnp.int32), model, model_state, critic, critic_state)
 
@@ -124,8 +117,8 @@ def make_train_step(
 
         critic, critic_optimizer = state.critic, state.critic_optimizer
         if critic is not None:
-            critic, critic_optimizer, metrics["discriminator"] = jax.lax.cond(
-                fooling, judge, spare, critic, critic_optimizer, targets, output.images
+            critic, critic_optimizer, metrics["discriminator"] = judge(
+                optimizer, critic, critic_optimizer, fooling, targets, output.images
             )
         metrics |= model.quantizer.report()
         metrics |= {
@@ -135,25 +128,5 @@ def make_train_step(
         } | count_skipped(optimizer_state)
         step = state.step + 1
         return TokenizerState(step, model, optimizer_state, critic, critic_optimizer), metrics
-
-    def judge(
-        critic: Discriminator, critic_state: optax.OptState, real: jax.Array, fake: jax.Array
-    ) -> tuple[Discriminator, optax.OptState, jax.Array]:
-        """One step of the critic."""
-        graph, params = nnx.split(critic)
-
-        def loss(params: nnx.State) -> jax.Array:
-            critic = nnx.merge(graph, params)
-            return hinge_discriminator(critic(real), critic(jax.lax.stop_gradient(fake)))
-
-        value, gradients = jax.value_and_grad(loss)(params)
-        updates, critic_state = optimizer.update(gradients, critic_state, params)
-        return nnx.merge(graph, optax.apply_updates(params, updates)), critic_state, value
-
-    def spare(
-        critic: Discriminator, critic_state: optax.OptState, *_: jax.Array
-    ) -> tuple[Discriminator, optax.OptState, jax.Array]:
-        """Before its start the critic rests."""
-        return critic, critic_state, jnp.zeros(())
 
     return train_step

@@ -5,7 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cm3leon_jax.cli import main
+from cm3leon_jax.config import Mesh
+from cm3leon_jax.data.networks import open_upscaler
 from cm3leon_jax.interop.esrgan import fill_upscaler, read_upscaler
+from cm3leon_jax.sharding import make_mesh
 
 torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
@@ -90,6 +94,24 @@ def test_the_names_of_the_first_esrgan_mean_the_same():
     new = {name: x.numpy() for name, x in make_tensors(4).items()}
     old = {old_name(name): x for name, x in new.items()}
     jax.tree.map(np.testing.assert_array_equal, fill_upscaler(old), fill_upscaler(new))
+
+
+def test_one_command_makes_a_file_the_upscaler_of_a_bundle(tmp_path, capsys):
+    import jax
+    from safetensors.numpy import save_file
+
+    tensors = {name: x.numpy() for name, x in make_tensors(2).items()}
+    save_file(tensors, tmp_path / "x2.safetensors")
+    target = tmp_path / "bundle" / "upscaler"
+    assert main(["convert", str(tmp_path / "x2.safetensors"), str(target)]) == 0
+    assert capsys.readouterr().out == f"upscaler: {target}\n"
+    mesh = make_mesh(Mesh(data=1, fsdp=1))
+    ours, wanted = open_upscaler(target, mesh), fill_upscaler(tensors)
+    jax.tree.map(np.testing.assert_array_equal, ours, wanted)
+    assert ours.config == wanted.config
+    assert "research only" in (target / "notice.txt").read_text()
+    assert main(["convert", str(tmp_path / "x2.safetensors"), str(target)]) == 2
+    assert "is there already" in capsys.readouterr().err
 
 
 def test_what_is_no_rrdbnet_is_refused_by_name():
