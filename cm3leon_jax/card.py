@@ -71,7 +71,7 @@ def _data(c: config.Experiment, made: Made) -> str:
     count = sum(made.licenses.values())
     text = f"""## Data and licences
 
-{count:,} documents of `{c.data.source}`, {c.data.held_out:.0%} of them held out by a hash of their id;
+{count:,} documents of `{c.data.source}`, {c.data.held_out:.0%} held out by a hash of their id; \
 {made.skipped:,} records could not be read.
 
 | licence of the documents | count |

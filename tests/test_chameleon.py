@@ -189,6 +189,7 @@ def test_the_card_has_checksums_and_licence_and_loading_says_research_only(made,
     for path in source.glob("*.safetensors"):
         assert f"| {path.name} | `{hashlib.sha256(path.read_bytes()).hexdigest()}` |" in card
     assert "chameleon" in card
+    assert "Intended use is what that licence allows" in card
     cm3.load(bundle)
     assert "licence 'chameleon': research only" in capsys.readouterr().err
 

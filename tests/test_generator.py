@@ -1,6 +1,5 @@
 """The public object on an untrained bundle: legal, repeatable, exact about what stays."""
 
-
 import numpy as np
 import pytest
 from flax import nnx
