@@ -178,7 +178,7 @@ def test_the_notebook_shows_pictures_of_every_task_and_no_command_fails(read):
     assert len(shown) >= 13
     assert not re.search("^(cm3leon: |Traceback)", printed, re.M), printed[-3000:]
     assert printed.count("loss ") >= 3  # of the step on eight devices
-    assert "PartitionSpec('tensor', 'fsdp')" in printed
+    assert "P('tensor', 'fsdp')" in printed
     for bundle in ("run/bundle", "mine/bundle", "chameleon"):
         assert (folder / bundle / "card.md").exists()
 
