@@ -16,6 +16,7 @@ from cm3leon_jax import checkpoint, cli, config
 from cm3leon_jax.data.networks import open_transformer
 from cm3leon_jax.interop.convert import convert
 from cm3leon_jax.interop.shards import Shards, write_file
+from cm3leon_jax.interop.streamed import Writer
 from cm3leon_jax.sharding import make_mesh
 from cm3leon_jax.tokens.vocabulary import BREAK
 
@@ -179,6 +180,13 @@ def test_norms_of_model_parallel_ranks_are_those_of_their_heads(made, tmp_path):
     convert(write(tmp_path / "heads", tensors | spread, 1), tmp_path / "b")
     assert same_networks(tmp_path / "a", tmp_path / "b")
     assert not same_networks(tmp_path / "a", bundle)
+
+
+def test_an_array_of_zeros_is_read_back(tmp_path):
+    from orbax.checkpoint import v1 as ocp
+
+    Writer(tmp_path / "network", {"bias": ((3,), np.dtype(np.float32))}).write("bias", np.zeros(3))
+    assert ocp.load(tmp_path / "network")["bias"].tolist() == [0, 0, 0]
 
 
 def test_the_card_has_checksums_and_licence_and_loading_says_research_only(made, capsys):

@@ -89,7 +89,7 @@ IN_SMALL = {
     "cm3leon tokenizer text --gin_file": [x.replace("--config", "--gin") for x in FOLDER[2:]],
     "cm3leon evaluate runs/mine/bundle": ["--count", "4", "--images", "images"],
     "cm3leon evaluate BUNDLE": ["--count", "2"],
-    "cm3leon prepare --check --task": ["--max_bad_fraction", "1"],
+    "cm3leon prepare --check --task": ["--max_bad_fraction", "0.9"],
 }
 UNDER_WAY = {"docs/claims.md", "docs/demo.md", "docs/upscaler.md"}  # pages still being written
 WRITTEN = [(page.name, command) for page in PAGES for command in commands(page)]
