@@ -54,5 +54,5 @@ def run_notebook(folder: Path, **settings: str) -> Any:
 
     (folder / "site").mkdir()
     book = nbformat.read(NOTEBOOK, as_version=4)
-    client = NotebookClient(book, timeout=900, resources={"metadata": {"path": str(folder)}})
+    client = NotebookClient(book, timeout=None, resources={"metadata": {"path": str(folder)}})
     return client.execute(env=environment(folder) | settings)
