@@ -7,11 +7,12 @@ upscaler/               where that stage was trained, or others' weights were co
 
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from cm3leon_jax import checkpoint, config, processes
+from cm3leon_jax.card import Made, card, sha256
+from cm3leon_jax.data.shards import Shards
 from cm3leon_jax.models.transformer import Transformer
 
 
@@ -46,8 +47,7 @@ def _copy_results(experiment: config.Experiment, workdir: Path, target: Path) ->
             for path in (workdir / "documents").glob(pattern):
                 checkpoint.link(path, target / "memory" / path.name)
     add_upscaler(workdir, target)
-    licenses = json.loads((workdir / "documents" / "licenses.json").read_text())
-    (target / "card.md").write_text(card(experiment, licenses))
+    (target / "card.md").write_text(card(experiment, _made(workdir, target)))
 
 
 def add_upscaler(workdir: Path, bundle: Path) -> None:
@@ -61,41 +61,14 @@ def add_upscaler(workdir: Path, bundle: Path) -> None:
         unfinished.rename(target)
 
 
-def card(experiment: config.Experiment, licenses: Mapping[str, int]) -> str:
-    """The model card: what it is, from what data under which licences, how to open it."""
-    c = experiment
-    places = c.train.steps * c.train.batch * c.data.row_length
-    counts = "\n".join(f"| {name or 'not stated'} | {n:,} |" for name, n in licenses.items())
-    memory = ""
-    if c.retrieval.most:
-        memory = (
-            f"\nTrained with {c.retrieval.least} to {c.retrieval.most} retrieved documents in front"
-            " of each; `memory/` holds the training documents, with their licences, for sampling"
-            " with `documents=`.\n"
-        )
-    started = ""
-    if c.train.start_from:
-        started = (
-            "\nIt started from the parameters of another model, whose documents are not counted"
-            " here.\n"
-        )
-    return f"""# A CM3Leon model
-
-{c.model.parameters:,} parameters, context {c.model.context} tokens, images of \
-{c.image_tokenizer.size} x {c.image_tokenizer.size} pixels in {c.model.image_tokens} codes.
-Trained with the CM3 objective for {c.train.steps:,} steps of {c.train.batch} rows \
-({places:,} places) on `{c.data.source}`, {c.data.held_out:.0%} of the documents held out.
-{memory}{started}
-| licence of the documents | count |
-|---|---:|
-{counts}
-
-```python
-import cm3leon_jax as cm3
-
-generator = cm3.load("bundle")
-generator.images("...", n=4)
-```
-
-It knows what its training data showed and nothing else.
-"""
+def _made(workdir: Path, bundle: Path) -> Made:
+    """What the documents of a work directory, and the parts of its bundle, are."""
+    folder = workdir / "documents"
+    made_by = Shards(folder, "train").made_by
+    parts = {"image_tokenizer": "image_tokenizer", "retriever": "clip"}
+    checksums = {parts[name]: digits for name, digits in made_by.items()}
+    return Made(
+        licenses=json.loads((folder / "licenses.json").read_text()),
+        skipped=len((folder / "skipped.txt").read_text().splitlines()),
+        checksums={"text.model": sha256(bundle / "text.model"), **checksums},
+    )

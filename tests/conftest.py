@@ -122,7 +122,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 # What two workers start with, so that neither ends long behind the other.
-LONGEST = ("test_resume", "test_quickstart", "test_decoding", "test_plan")
+LONGEST = ("test_docs", "test_resume", "test_decoding", "test_plan")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -21,6 +21,7 @@ from cm3leon_jax.data.networks import open_transformer
 from cm3leon_jax.interop.chameleon_form import write_form
 from cm3leon_jax.interop.convert import convert
 from cm3leon_jax.interop.shards import Shards, write_file
+from cm3leon_jax.interop.streamed import Writer
 from cm3leon_jax.models import transformer
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.models.vqgan import VQGAN
@@ -202,7 +203,14 @@ def test_norms_of_model_parallel_ranks_are_those_of_their_heads(made, tmp_path):
     assert not same_networks(tmp_path / "a", bundle)
 
 
-def test_the_card_has_checksums_and_licence(made):
+def test_an_array_of_zeros_is_read_back(tmp_path):
+    from orbax.checkpoint import v1 as ocp
+
+    Writer(tmp_path / "network", {"bias": ((3,), np.dtype(np.float32))}).write("bias", np.zeros(3))
+    assert ocp.load(tmp_path / "network")["bias"].tolist() == [0, 0, 0]
+
+
+def test_the_card_has_checksums_and_licence_and_loading_says_research_only(made, capsys):
     import hashlib
 
     _, source, bundle = made
@@ -210,6 +218,9 @@ def test_the_card_has_checksums_and_licence(made):
     for path in source.glob("*.safetensors"):
         assert f"| {path.name} | `{hashlib.sha256(path.read_bytes()).hexdigest()}` |" in card
     assert "chameleon" in card
+    assert "Intended use is what that licence allows" in card
+    cm3.load(bundle)
+    assert "licence 'chameleon': research only" in capsys.readouterr().err
 
 
 def test_weights_load_as_stored_and_are_not_kept_twice(made, tmp_path, monkeypatch):

@@ -1,7 +1,5 @@
 """The public object on an untrained bundle: legal, repeatable, exact about what stays."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from flax import nnx
@@ -9,6 +7,7 @@ from PIL import Image as Pillow
 
 import cm3leon_jax as cm3
 from cm3leon_jax import bundle, checkpoint, config
+from cm3leon_jax.data.shards import write_shards
 from cm3leon_jax.decoding.engine import pad_prompts
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.models.vqgan import VQGAN
@@ -27,16 +26,13 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> cm3.Generator:
     TextTokenizer.train(TEXTS, workdir / "text.model", pieces=c.model.text_pieces - 6)
     tokenizer = VQGAN(c.image_tokenizer, rngs=nnx.Rngs(1))
     checkpoint.save_network(workdir / "image_tokenizer" / "network", tokenizer)
-    checkpoint.write_json(make(workdir / "documents") / "licenses.json", {"CC0-1.0": 3, "": 1})
+    write_shards([], workdir / "documents", "train")
+    (workdir / "documents" / "skipped.txt").write_text("")
+    checkpoint.write_json(workdir / "documents" / "licenses.json", {"CC0-1.0": 3, "": 1})
     bundle.write_bundle(c, workdir, Transformer(c.model, rngs=nnx.Rngs(0)))
     moved = tmp_path_factory.mktemp("elsewhere") / "bundle"  # a bundle holds no absolute paths
     (workdir / "bundle").rename(moved)
     return cm3.load(moved)
-
-
-def make(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
 
 
 @pytest.fixture
@@ -47,12 +43,6 @@ def picture() -> Pillow.Image:
 
 def pixels(images) -> np.ndarray:
     return np.stack([np.asarray(image) for image in images])
-
-
-def test_the_card_counts_documents_by_licence(generator):
-    card = bundle.card(generator.experiment, {"CC0-1.0": 3, "": 1})
-    assert "| CC0-1.0 | 3 |" in card
-    assert "| not stated | 1 |" in card
 
 
 def test_only_pieces_that_the_tokenizer_has_are_drawn(generator, picture):

@@ -24,7 +24,7 @@ ROWS = (
     ("data", "retrieval"),
     ("models", "checkpoint", "mapped"),
     ("tokens",),
-    ("sharding", "chips", "presets", "recipes", "processes"),
+    ("sharding", "chips", "presets", "recipes", "processes", "card"),
     ("config",),
     ("network_config",),
     ("fields", "version"),

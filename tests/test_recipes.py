@@ -5,7 +5,6 @@ import functools
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
 import typing
@@ -296,22 +295,3 @@ def test_bad_command_lines_say_what_to_write(arguments, message):
     with pytest.raises(ValueError, match=r"\w") as caught:
         recipes.from_arguments(arguments)
     assert message in str(caught.value)
-
-
-def test_an_installed_wheel_finds_its_recipes_from_any_folder(tmp_path):
-    """The package as `pip install` lays it out: recipes inside, no checkout around it."""
-    source, target = tmp_path / "source", tmp_path / "site"
-    for name in ("cm3leon_jax", "gin", "configs"):
-        shutil.copytree(ROOT / name, source / name)
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*install, "--target", target, source], check=True, capture_output=True)
-    code = (
-        "import cm3leon_jax, gin; from cm3leon_jax import recipes; print(cm3leon_jax.__file__);"
-        "print(recipes.find('tiny', 'configs'), recipes.find('models/350m.gin', 'gin'));"
-        "assert recipes.from_gin(['models/350m.gin']) == recipes.from_config('350m')"
-    )
-    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(target)!r}); {code}"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
-    assert [Path(path).is_relative_to(target) for path in done.stdout.split()] == [True] * 3

@@ -51,6 +51,9 @@ def write_card(
 Converted from `{source.resolve().name}` by `cm3leon convert`; licence of the source:
 {licence.name or "not stated"}. {licence.notice}
 
+Intended use is what that licence allows. Data, bias and limits are those of the source: its own
+card tells them, and they were not measured here. Nothing filters what it draws or writes.
+
 | file of the source | sha256 |
 |---|---|
 {files}

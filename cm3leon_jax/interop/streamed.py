@@ -33,6 +33,7 @@ class Writer:
                 name,
                 create=True,
                 delete_existing=True,
+                store_data_equal_to_fill_value=True,  # Orbax reads no array with a missing chunk
                 metadata={
                     "shape": list(shape),
                     "data_type": dtype.name,
