@@ -86,21 +86,20 @@ def make_server(generator: Generator) -> Any:
     )
     # A page of another site, which has a name that points here, gets no answer.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
-    app.add_middleware(_Policy)
+    app.add_middleware(_forbid_others)
     return uvicorn.Server(uvicorn.Config(app, log_level="warning"))
 
 
-class _Policy:
-    """Adds to every answer the rule that the browser asks no other server."""
+def _forbid_others(app: Any) -> Any:
+    """The ASGI app with POLICY in every answer."""
 
-    def __init__(self, app: Any):
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def send_with_rule(message: Any) -> None:
+    async def call(scope: Any, receive: Any, send: Any) -> None:
+        async def send_with_policy(message: Any) -> None:
             if message["type"] == "http.response.start":
-                rule = (b"content-security-policy", POLICY.encode())
-                message = message | {"headers": [*message["headers"], rule]}
+                policy = (b"content-security-policy", POLICY.encode())
+                message = message | {"headers": [*message["headers"], policy]}
             await send(message)
 
-        await self.app(scope, receive, send_with_rule)
+        await app(scope, receive, send_with_policy)
+
+    return call
