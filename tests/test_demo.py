@@ -4,10 +4,7 @@ import base64
 import io
 import json
 import re
-import shutil
 import sys
-import threading
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +14,7 @@ from flax import nnx
 from PIL import Image as Pillow
 
 import cm3leon_jax as cm3
+from benchmarks._visit import CHROMIUM, DRIVER, browsing, drag, find, serving, wait
 from cm3leon_jax import config
 from cm3leon_jax.cli import main
 from cm3leon_jax.data.pictures import to_png
@@ -246,94 +244,49 @@ def test_bad_input_is_one_line(tmp_path, capsys, monkeypatch):
     assert refused() == "cm3leon: demo needs Gradio: pip install 'cm3leon_jax[demo]'"
 
 
-@pytest.fixture
-def page(generator, tmp_path, monkeypatch):
-    """The address of the page, served in a thread."""
-    pytest.importorskip("gradio")
-    from cm3leon_jax.demo.server import bind, make_server
-
+@pytest.mark.skipif(None in (CHROMIUM, DRIVER), reason="no chromium with its chromedriver")
+def test_a_visit_draws_edits_and_asks_no_other_server(generator, tmp_path, monkeypatch, quick):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    server, place = make_server(generator), bind(0)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
-    thread.start()
-    end = time.monotonic() + 60
-    while not server.started and time.monotonic() < end:
-        time.sleep(0.05)
-    assert server.started
-    yield f"http://127.0.0.1:{place.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(20)
+    with serving(generator) as address, browsing() as browser:
+        browser.get(address)
+        (prompt,) = wait(browser, "label textarea")
+        tabs = [tab.text for tab in find(browser, "button[role=tab]")]
+        assert tabs == ["Generate", "Edit", "Boxes", "Structure", "Ask", "Interleave"]
+        prompt.clear()
+        find(browser, "button", "Draw")[0].click()
+        wait(browser, ".toast-body", "prompt='': use some text")
+        prompt.send_keys("a red ring")
+        find(browser, "button", "Draw")[0].click()
+        wait(browser, "img.drawn", count=4)
+        (beside,) = find(browser, "aside")
+        assert beside.text.split("\n") == ["Retrieved documents", "a red ring"]
 
+        find(browser, "button[role=tab]", "Edit")[0].click()
+        (field,) = wait(browser, ".canvas")[0].find_elements("css selector", "input[type=file]")
+        large, wrong = tmp_path / "large.png", tmp_path / "wrong.png"
+        large.write_bytes(bytes(MAX_BYTES + 2**20))
+        wrong.write_bytes(b"no picture")
+        field.send_keys(str(large))
+        wait(browser, ".note", "large.png has 17.0 MB: the limit is 16.0 MB")
+        field.send_keys(str(wrong))
+        wait(browser, ".note", "picture: not a picture in a known format")
+        assert find(browser, ".stage img") == []
+        find(browser, ".pick")[0].click()  # one that was drawn
+        wait(browser, ".stage img")
 
-@pytest.fixture
-def browser():
-    """Chromium without a window, its requests on record."""
-    paths = [shutil.which(name) for name in ("chromium", "chromedriver")]
-    if None in paths:
-        pytest.skip("no chromium with its chromedriver")
-    webdriver = pytest.importorskip("selenium.webdriver")
-    options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--window-size=1280,950"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    options.binary_location = paths[0]
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(paths[1]))
-    yield driver
-    driver.quit()
+        find(browser, "button[role=tab]", "Boxes")[0].click()
+        wait(browser, ".stage")
+        drag(browser, 0.1, 0.2, 0.6, 0.9)
+        wait(browser, ".names input")[0].send_keys("a ring")
+        find(browser, "label textarea")[0].send_keys("a ring")
+        find(browser, "button", "Draw")[0].click()
+        wait(browser, "figure", count=2)
+        assert find(browser, "figure .rect b")[0].text == "a ring"
 
-
-def test_a_visit_draws_edits_and_asks_no_other_server(page, browser, tmp_path, quick):
-    from selenium.webdriver.common.action_chains import ActionChains
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    def find(css: str, text: str = "") -> list:
-        found = browser.find_elements(By.CSS_SELECTOR, css)
-        return [each for each in found if each.is_displayed() and text in each.text]
-
-    def wait(css: str, text: str = "", count: int = 1) -> list:
-        WebDriverWait(browser, 60).until(lambda _: len(find(css, text)) == count)
-        return find(css, text)
-
-    browser.get(page)
-    (prompt,) = wait("textarea")
-    tabs = [tab.text for tab in find("button[role=tab]")]
-    assert tabs == ["Generate", "Edit", "Boxes", "Structure", "Ask", "Interleave"]
-    prompt.clear()
-    find("button", "Draw")[0].click()
-    assert "prompt='': use some text" in wait("[data-testid=toast-body]")[0].text
-    prompt.send_keys("a red ring")
-    find("button", "Draw")[0].click()
-    wait("img.drawn", count=4)
-    assert find("aside")[0].text.split("\n") == ["Retrieved documents", "a red ring"]
-
-    find("button[role=tab]", "Edit")[0].click()
-    wait(".stage")
-    (field,) = browser.find_elements(By.CSS_SELECTOR, "input[type=file]")
-    large, wrong = tmp_path / "large.png", tmp_path / "wrong.png"
-    large.write_bytes(bytes(MAX_BYTES + 2**20))
-    wrong.write_bytes(b"no picture")
-    field.send_keys(str(large))
-    wait(".note", "large.png has 17.0 MB: the limit is 16.0 MB")
-    field.send_keys(str(wrong))
-    wait(".note", "picture: not a picture in a known format")
-    assert find(".stage img") == []
-    find(".pick")[0].click()  # one that was drawn
-    wait(".stage img")
-
-    find("button[role=tab]", "Boxes")[0].click()
-    (stage,) = wait(".stage")
-    pull = ActionChains(browser).move_to_element(stage).click_and_hold()
-    pull.move_by_offset(64, 128).release().perform()
-    (name,) = wait(".names input")
-    name.send_keys("a ring")
-    find("textarea, input[type=text]")[-1].send_keys("a ring")
-    find("button", "Draw")[0].click()
-    wait("figure", count=2)
-    assert find("figure .rect b")[0].text == "a ring"
-
-    asked = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    sent = [m["params"]["request"]["url"] for m in asked if m["method"].endswith("WillBeSent")]
-    assert sent
-    assert [url for url in sent if not url.startswith((page, "data:", "blob:"))] == []
-    assert [e for e in browser.get_log("browser") if "Content Security" in e["message"]] == []
+        logs = [json.loads(entry["message"]) for entry in browser.get_log("performance")]
+        told = browser.get_log("browser")
+    sent = [log["message"] for log in logs if log["message"]["method"].endswith("BeSent")]
+    urls = [message["params"]["request"]["url"] for message in sent]
+    assert f"{address}/" in urls
+    assert [url for url in urls if not url.startswith((address, "data:", "blob:"))] == []
+    assert [entry for entry in told if "Content Security Policy" in entry["message"]] == []
