@@ -63,7 +63,8 @@ def _generate(generator: Generator, texts: Sequence[str]) -> None:
                 guidance = _guidance(c.decode.guidance)
             most = c.retrieval.most if generator.memory else 0
             with gr.Row():
-                documents = _slider("Documents", 0, most or 1, c.decode.documents, 1, most > 0)
+                had = min(c.decode.documents, most)
+                documents = _slider("Documents", 0, most or 1, had, 1, most > 0)
                 candidates = _slider("Candidates", 1, 32, 1, 1, generator.clip is not None)
             with gr.Row():
                 seed = _seed()

@@ -87,7 +87,7 @@ def make_server(generator: Generator) -> Any:
     # A page of another site, which has a name that points here, gets no answer.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
     app.add_middleware(_forbid_others)
-    return uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    return uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
 
 
 def _forbid_others(app: Any) -> Any:
