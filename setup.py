@@ -19,7 +19,7 @@ setup(
     # the gin library.
     packages=[*find_packages(include=["cm3leon_jax*"]), "cm3leon_jax.gin", "cm3leon_jax.configs"],
     package_dir={"cm3leon_jax.gin": "gin", "cm3leon_jax.configs": "configs"},
-    package_data={"cm3leon_jax.gin": ["*.gin", "*/*.gin"]},
+    package_data={"cm3leon_jax.gin": ["*.gin", "*/*.gin"], "cm3leon_jax.demo": ["*.js", "*.css"]},
     entry_points={"console_scripts": ["cm3leon = cm3leon_jax.cli:main"]},
     install_requires=[
         f"jax{JAX}",

@@ -29,7 +29,9 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
         made = verbs.add_parser(
             name,
             help=summary,
-            description=summary if name in ("sample", "evaluate") else f"{summary} {RECIPE}",
+            description=summary
+            if name in ("sample", "evaluate", "demo")
+            else f"{summary} {RECIPE}",
             epilog=f"example: {example}",
         )
         made.set_defaults(verb=name)
@@ -135,6 +137,14 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     )
     _add_sampling(made)
     with_processes(made)
+
+    made = verb(
+        "demo",
+        "A page for this machine's browser to try a bundle in (docs/demo.md).",
+        "cm3leon demo runs/quickstart/bundle",
+    )
+    made.add_argument("bundle", help="folder of a bundle")
+    made.add_argument("--port", type=int, default=7860, help="of 127.0.0.1; 0: any that is free")
 
     made = verb(
         "evaluate",

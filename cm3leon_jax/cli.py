@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         experiment, rest = recipes.from_arguments(sys.argv[1:] if arguments is None else arguments)
         options = parse(__doc__, rest)
-        if experiment is not None and options.verb in ("sample", "evaluate"):
+        if experiment is not None and options.verb in ("sample", "evaluate", "demo"):
             raise ValueError(f"{options.verb} takes its config from the bundle; leave --config out")
         options.experiment = experiment
         VERBS[options.verb](options)
@@ -167,6 +167,15 @@ def _sample(options: argparse.Namespace) -> None:
     if _has_places(options):
         processes.join(options.coordinator, options.processes, options.process)
     run_job(lambda: load(options.bundle), job, options.out)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from cm3leon_jax.decoding.generator import load
+    from cm3leon_jax.demo.server import bind, check_installed, serve
+
+    check_installed()
+    with bind(options.port) as place:
+        serve(load(options.bundle), place)
 
 
 def _fields(options: argparse.Namespace) -> dict[str, Any]:
@@ -340,6 +349,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
     "retrieve": _retrieve,
     "train": _train,
     "sample": _sample,
+    "demo": _demo,
     "evaluate": _evaluate,
     "convert": _convert,
     "plan": _plan,

@@ -17,7 +17,7 @@ NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
 ROWS = (
     ("cli",),
     ("quickstart", "arguments"),
-    ("stages", "picture_stages", "sampling"),
+    ("stages", "picture_stages", "sampling", "demo"),
     ("bundle", "start"),
     ("evaluation", "interop", "plan"),
     ("training", "decoding"),
@@ -33,6 +33,7 @@ DEPTH = {room: depth for depth, row in enumerate(ROWS) for room in row}
 HEAVY = {
     "tensorflow", "tensorflow_datasets", "seqio", "apache_beam", "gin", "torch", "transformers",
     "t5x", "orbax", "tensorboardX", "sentencepiece", "faiss", "grain", "qwix", "pyarrow", "skimage",
+    "gradio", "fastapi", "starlette", "uvicorn",
 }  # fmt: skip
 LEAF = {"numpy", *sys.stdlib_module_names}  # what a room without JAX may import at module level
 GONE = ("jax.experimental.pjit", "with mesh:", "nnx.jit")
