@@ -89,7 +89,7 @@ RETRIEVER = {
 # Files whose time is XLA's compiling, which takes two thirds as long where LLVM is not to optimize.
 # None that holds programs of different shapes equal bit for bit, or looks at a compiled program:
 # those compile as users do.
-QUICK = {"test_interop_clip", "test_rrdb", "test_vqgan"}
+QUICK = {"test_claims", "test_interop_clip", "test_rrdb", "test_vqgan"}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -44,6 +44,6 @@ def relocate_example(
     """The document's ids [T] with the chosen [start, stop) moved; codes keep their places."""
     numbered = np.arange(len(ids), dtype=np.uint32) + vocabulary.size  # above all sentinels
     origin = relocate(numbered, chosen, vocabulary).astype(np.int64) - vocabulary.size
-    places = np.where(origin >= 0, code_places(ids, vocabulary)[origin], -1)
+    places = np.where(origin >= 0, code_places(ids, vocabulary)[np.maximum(origin, 0)], -1)
     moved = relocate(ids, chosen, vocabulary)
     return Example(moved, np.ones(len(moved), np.float32), places.astype(np.int32))

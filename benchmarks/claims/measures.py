@@ -22,6 +22,7 @@ from cm3leon_jax.data.collection import captioned, collect
 from cm3leon_jax.decoding.generator import Generator
 from cm3leon_jax.evaluation import fid, scene_tasks, scenes
 from cm3leon_jax.interop.efficientnet import load_features
+from cm3leon_jax.models.image_codes import decode_codes, encode_pictures
 from cm3leon_jax.tokens.document import Document, spans
 from cm3leon_jax.tokens.objective import rng_for
 from cm3leon_jax.tokens.packing import Example, fill_row, stack
@@ -105,12 +106,20 @@ def tasks(generator: Generator, setup: Setup, run: Path) -> dict[str, Value]:
     return {name: share(result.right) for name, result in found.items()}
 
 
+def decoded(generator: Generator, setup: Setup, run: Path) -> dict[str, Value]:
+    """The held-out pictures from their own codes: no drawn picture can be better."""
+    prompts, real = held_out(setup.experiment, setup.count)
+    tokenizer = generator.image_tokenizer
+    again = decode_codes(tokenizer, encode_pictures(tokenizer, real))
+    return {"": score(again, prompts, real, setup.experiment)}
+
+
 def loss(generator: Generator, setup: Setup, run: Path, documents: int = 0) -> dict[str, Value]:
     """Nats per token of held-out documents without spans, behind retrieved ones: "loss", and of
     its parts "text" and "image". "caption" is that of the caption as a span behind its picture."""
     c = setup.experiment
-    rules = {"retrieval.least": c.retrieval.most, "retrieval.alone": 0.0}
-    source = stages.open_held_out(config.replace(c, rules), run)
+    always = {"retrieval.least": c.retrieval.most, "retrieval.alone": 0.0}
+    source = stages.open_held_out(config.replace(c, always), run)
     some = range(min(setup.count, len(source)))
     whole = [source.document(i, rng_for(0, 0, i)) for i in some]
     behind = [Document(d.segments, d.retrieved[:documents]) for d in whole]
@@ -124,6 +133,7 @@ def loss(generator: Generator, setup: Setup, run: Path, documents: int = 0) -> d
 ASKS: dict[str, Callable[..., dict[str, Value]]] = {
     "pictures": pictures,
     "captions": captions,
+    "decoded": decoded,
     "loss": loss,
     "pools": pools,
     "tasks": tasks,
@@ -134,14 +144,7 @@ def unit_of(ask: str, source: str) -> str:
     """What the values of an answer are: share right, the distance, or nats per token."""
     if ask == "loss":
         return NATS
-    return FD if ask in ("pictures", "pools") and source != "scenes" else SHARE
-
-
-def floor(setup: Setup, generator: Generator) -> Value:
-    """What no picture can be better than: the held-out ones, decoded from their own codes."""
-    prompts, real = held_out(setup.experiment, setup.count)
-    again = to_pixels(generator.parts(generator.document(image))[0] for image in real)
-    return score(again, prompts, real, setup.experiment)
+    return FD if ask in ("pictures", "pools", "decoded") and source != "scenes" else SHARE
 
 
 def score(drawn: Pictures, prompts: list[str], real: Pictures, c: config.Experiment) -> Value:
@@ -208,11 +211,13 @@ def _mean_losses(generator: Generator, examples: Sequence[Example]) -> dict[str,
     c = generator.experiment
     rows = [fill_row([example], c.data.row_length) for example in examples]
     rows += [fill_row([], c.data.row_length)] * (-len(rows) % BATCH)
-    run = jax.jit(lambda model, batch: token_loss(c, model, batch))
     batches = (stack(rows[i : i + BATCH]) for i in range(0, len(rows), BATCH))
-    parts = [run(generator.transformer, batch) for batch in batches]
+    parts = [_losses(c, generator.transformer, batch) for batch in batches]
     sums = jax.tree.map(lambda *x: sum(x), *parts)
     return {name: float(value) for name, value in sums.means().items()}
+
+
+_losses = jax.jit(token_loss, static_argnums=0)
 
 
 def to_pixels(drawn: Any) -> Pictures:

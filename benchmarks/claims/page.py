@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.claims import plot
 from benchmarks.claims.measures import FD, SIDE, unit_of
-from benchmarks.claims.parts import MODELS, PARTS, SEEDS, Part, Setup
+from benchmarks.claims.parts import DECODED, MODELS, PARTS, SEEDS, Part, Setup
 from benchmarks.claims.verdicts import (
     NOT_MEASURED,
     Found,
@@ -14,9 +14,10 @@ from benchmarks.claims.verdicts import (
     Table,
     judge_all,
     read_table,
+    summarize,
     total,
 )
-from benchmarks.claims.work import model_of, train_flops
+from benchmarks.claims.work import model_of, read_answer, train_flops
 from cm3leon_jax.evaluation.report import write_text
 
 MOST_SEEDS = 16
@@ -48,32 +49,40 @@ def write_page(work: Path, docs: Path, setups: Mapping[str, Setup]) -> None:
 def _head(work: Path, setups: Mapping[str, Setup]) -> str:
     answers = [json.loads(p.read_text("utf-8")) for p in sorted(work.glob("*/*/answers/*.json"))]
     devices = sorted({answer["device"] for answer in answers}) or ["nothing yet"]
-    about = []
-    for name, setup in setups.items():
-        c = setup.experiment
-        size, codes = c.image_tokenizer.size, c.model.image_tokens
-        about.append(
-            f"- **{name}**, {size} x {size} pixels in {codes} codes: {c.train.steps:,} steps of"
-            f" {c.train.batch} rows of {c.data.row_length} tokens; up to {setup.count} held-out"
-            f" pictures and captions are asked for, {setup.pooled} in (c)."
-        )
+    about = "\n".join(_describe(work / name, setup) for name, setup in setups.items())
     return f"""# The paper's findings at small scale
 
-Written by `python -m benchmarks claims` (`make bench ARGS=claims`) from what it measured; do not edit. It trains models of about a
-million parameters, {SEEDS} seeds of each kind, that differ in one thing, and asks all of them the same. Interrupted, the same command goes
-on where it was; `--plan` lists what is missing, `--parts a c`, `--source scenes`, `--seeds 1` and `--budget 60` (minutes) do less.
+Written by `python -m benchmarks claims` (`make bench ARGS=claims`) from what it measured; do not
+edit. It trains models of about a million parameters, {SEEDS} seeds of each kind, that differ in one
+thing, and asks all of them the same. Interrupted, the same command goes on where it was; `--plan`
+lists what is missing, `--parts a c`, `--source scenes`, `--seeds 1` and `--budget 60` (minutes) do
+less, `--report` only writes this page.
 
-{chr(10).join(about)}
+{about}
 - Measured on: {", ".join(devices)}; {len(answers)} answers.
 
-Of scenes the share of pictures, captions or answers that are right is told, by analysis by synthesis ([evaluation.md](evaluation.md)). Emoji have
-{FD}: the Frechet distance between the drawn and the real pictures of the same held-out captions in the averaged last map of
-EfficientNet-Lite0, which sees them at {SIDE} pixels. It is no FID and not to be compared with one; less is better. Emoji held out by a hash of
-their name often have a sibling of another skin tone in training.
+Of scenes the share of pictures, captions or answers that are right is told, by analysis by
+synthesis ([evaluation.md](evaluation.md)). Emoji have {FD}: the Frechet distance between
+the drawn and the real pictures of the same held-out captions, in the averaged last map of
+EfficientNet-Lite0, which sees them at {SIDE} pixels. It is no FID and not to be compared with one;
+less is better. Held-out emoji often have a sibling of another skin tone in training.
 
-Intervals are of 95 %. Of shares: Wilson's over the answers of all seeds, or that of Student's t over seeds where it is wider; of
-distances and losses: t over seeds. **Shown** means that the intervals do not overlap, in the paper's direction; **the opposite** that they do
-not in the other one; **not shown** that they overlap."""
+Intervals are of 95 %. Of shares: Wilson's over the answers of all seeds, or that of Student's t
+over seeds where it is wider; of distances and losses: t over seeds. **Shown** means that the
+intervals do not overlap, in the paper's direction; **the opposite**, that they do not in the other
+one; **not shown**, that they overlap."""
+
+
+def _describe(folder: Path, setup: Setup) -> str:
+    c, bound = setup.experiment, read_answer(folder, DECODED, 0)
+    size, codes, train = c.image_tokenizer.size, c.model.image_tokens, c.train
+    told = f"{_cell(summarize([bound['values']['']]))}" if bound else NOT_MEASURED
+    return (
+        f"- **{folder.name}**, {size} x {size} pixels in {codes} codes: {train.steps:,} steps of"
+        f" {train.batch} rows of\n  {c.data.row_length} tokens. Up to {setup.count} held-out"
+        f" pictures and captions are asked for, {setup.pooled} in (c). Real\n  pictures, decoded"
+        f" from their own codes: {told}."
+    )
 
 
 def _table(part: Part, table: Table, source: str) -> str:

@@ -3,7 +3,7 @@
 A part is a table. Its rows and columns say together, for each cell, which model is asked what:
 
     model      of MODELS
-    ask        of `measures.ASKS`: pictures, captions, loss, pools or tasks
+    ask        of `measures.ASKS`: pictures, captions, loss, pools, tasks, decoded
     pick       which of the values that the answer has; {row} stands for the row's name
     all else   options of the question, such as documents=2
 """
@@ -122,6 +122,7 @@ ASKED = (
     *("image to segmentation", "boxes to image", "image to boxes", "letters", "words filled in"),
     "halves filled in",
 )
+DECODED = {"model": "base", "ask": "decoded", "pick": ""}  # beside all parts: a bound
 _PICTURES = {"ask": "pictures"}
 _LOSS = {"ask": "loss", "pick": "image"}
 _BETWEEN = ("1.5", "2", "3", "4", "5", "6")

@@ -18,7 +18,7 @@ import jax
 
 from benchmarks.claims.crossing import spans_across_breaks
 from benchmarks.claims.measures import ASKS, FD, SIDE, unit_of
-from benchmarks.claims.parts import MODELS, PARTS, Setup
+from benchmarks.claims.parts import DECODED, MODELS, PARTS, Setup
 from cm3leon_jax import config, presets, stages
 from cm3leon_jax.checkpoint import write_json
 from cm3leon_jax.data.collection import collect
@@ -27,7 +27,14 @@ from cm3leon_jax.decoding.generator import Generator, load
 from cm3leon_jax.start import adopt
 
 FLOPS = 7e10  # a second in training, of the tiny preset on two quiet cores
-SECONDS = {"pictures": 15, "captions": 15, "loss": 15, "pools": 120, "tasks": 120}  # estimates
+SECONDS = {
+    "pictures": 15,
+    "captions": 15,
+    "loss": 15,
+    "decoded": 5,
+    "pools": 120,
+    "tasks": 120,
+}  # estimates
 PREPARING, COMPILING = 480, 20
 
 
@@ -51,7 +58,7 @@ def list_units(
                 continue
             cells = [part.cell(column, row) for row in part.rows for column in part.columns]
             for seed in range(seeds):
-                for cell in cells:
+                for cell in cells if seed else [DECODED, *cells]:
                     for unit in _units_of(work / source, setup, cell, seed):
                         found.setdefault(unit.result, unit)
     return list(found.values())
@@ -60,7 +67,7 @@ def list_units(
 def _units_of(folder: Path, setup: Setup, cell: Mapping[str, Any], seed: int) -> Iterator[Unit]:
     """What one cell of a table needs of one seed."""
     c = setup.experiment
-    result = folder / "prepared" / "neighbours" / "held_out.json"
+    result = folder / "prepared" / "done.json"
     yield Unit(f"{folder.name}: prepare", result, partial(prepare_source, c, folder), PREPARING)
     for model in ("base", "tuned") if cell["model"] == "tuned" else (cell["model"],):
         yield Unit(
@@ -85,9 +92,10 @@ def prepare_source(c: config.Experiment, folder: Path) -> None:
     stages.train_image_tokenizer(c, collection, run)
     stages.train_retriever(c, collection, run)
     prepare(c, run)
-    stages.retrieve(c, run)
+    write_json(run / "done.json", stages.retrieve(c, run))
 
 
+@lru_cache
 def model_of(c: config.Experiment, model: str, seed: int) -> config.Experiment:
     """The experiment of one of MODELS; of `tuned` without where it starts from."""
     c = presets.tuned(c) if model == "tuned" else c
