@@ -88,7 +88,7 @@ def _describe(folder: Path, setup: Setup) -> str:
 def _table(part: Part, table: Table, source: str) -> str:
     """A table of one source; units stand in the head."""
     heads = [f"{name}, {unit_of(how['ask'], source)}" for name, how in part.columns.items()]
-    lines = [_row(source, *heads), _row("---", *["---:"] * len(heads))]
+    lines = [_row(f"{source}: {part.head}", *heads), _row("---", *["---:"] * len(heads))]
     lines += [_row(row, *(_cell(table[column][row]) for column in table)) for row in part.rows]
     return "\n".join(lines)
 
@@ -108,14 +108,16 @@ def _sentence(source: str, judged: Sequence[Judged]) -> str:
 
 
 def _clause(one: Judged) -> str:
-    other = one.claim.worse_column or one.claim.column
-    better, worse = f"{one.claim.column} at {one.row}", f"{other} at {one.claim.worse}"
-    if other != one.claim.column and one.row == one.claim.worse:
-        better, worse = f"{one.claim.column}, {one.row}", other
+    """Both values and the verdict; of places in one row the columns are named, else the rows."""
+    claim = one.claim
+    if claim.worse_column:
+        what, places = f"at {one.row}", (claim.column, claim.worse_column)
+    else:
+        what, places = claim.column, (one.row, claim.worse)
     if one.better is None or one.worse is None:
-        return f"{better} better than {worse}: {NOT_MEASURED} yet"
-    numbers = f"{one.better.mean:.3f} against {one.worse.mean:.3f}"
-    return f"{better} better than {worse}: {one.verdict} ({numbers})"
+        return f"{what}: {places[0]} before {places[1]} ({NOT_MEASURED} yet)"
+    better, worse = (f"{f.mean:.3f} ({at})" for f, at in zip((one.better, one.worse), places))
+    return f"{what}: {better} against {worse}, {one.verdict}"
 
 
 def _total(judged: Sequence[Judged]) -> str:
@@ -147,7 +149,8 @@ def _models(setups: Mapping[str, Setup]) -> str:
         sizes = []
         for setup in setups.values():
             c = model_of(setup.experiment, model, 0)
-            sizes.append(f"{c.model.parameters:,}, {train_flops(c):.1e}")
+            is_made = model != "tuned" or c.data.tasks
+            sizes.append(f"{c.model.parameters:,}, {train_flops(c):.1e}" if is_made else "")
         lines.append(_row(model, told.get(model, what), *sizes))
     return "## The models\n\n" + "\n".join(lines)
 

@@ -17,7 +17,7 @@ from cm3leon_jax import config, presets
 Options = Mapping[str, Any]
 
 SEEDS = 3  # models of each kind
-STEPS = 1000
+STEPS = {"scenes": 1000, "emoji": 800}
 TAU = {"temperature": 1.0, "top_p": 0.9}  # of the paper's sweep, where guidance can tell
 
 
@@ -48,6 +48,7 @@ class Part:
 
     title: str
     paper: str
+    head: str  # what the rows are
     rows: Mapping[str, Options]
     columns: Mapping[str, Options]
     claims: tuple[Claim, ...]
@@ -60,13 +61,21 @@ class Part:
         return found | {"pick": found.get("pick", "").format(row=row)}
 
 
-_SHORT = {
-    "objective.whole_segment": 0.5,
-    "train.steps": STEPS,
-    "train.sample_every": STEPS,
-    "train.save_every": 200,
-    "train.keep": 1,
-}
+def _short(preset: str, source: str, **data: Any) -> config.Experiment:
+    """A preset with fewer steps, on other data."""
+    steps = STEPS[source]
+    changes = {
+        "objective.whole_segment": 0.5,
+        "train.steps": steps,
+        "train.sample_every": steps,
+        "train.save_every": 200,
+        "train.keep": 1,
+        "data.source": source,
+    }
+    changes |= {f"data.{name}": value for name, value in data.items()}
+    return config.replace(presets.preset(preset), changes)
+
+
 # Trained like the base model, but for one thing. `tuned` goes on from it (`work`), and in `across`
 # spans may cross <break>, which no config can say (`crossing`).
 MODELS: dict[str, dict[str, Any]] = {
@@ -99,23 +108,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "tuned": {},
 }
 SETUPS = {
-    "scenes": Setup(
-        config.replace(
-            presets.preset("tiny"), _SHORT | {"data.count": 30_000, "data.sample": 30_000}
-        ),
-        count=256,
-        pooled=128,
-    ),
+    "scenes": Setup(_short("tiny", "scenes", count=30_000, sample=30_000), count=256, pooled=128),
     # Of 64 x 64 pixels, as `tiny_folder` reads them; with more held out than by default, so that
     # there are enough pictures for a distance.
-    "emoji": Setup(
-        config.replace(
-            presets.preset("tiny_folder"),
-            _SHORT | {"data.source": "emoji", "data.held_out": 0.15},
-        ),
-        count=512,
-        pooled=256,
-    ),
+    "emoji": Setup(_short("tiny_folder", "emoji", held_out=0.15), count=512, pooled=256),
 }
 ASKED = (
     *("captions", "questions", "explained", "edits", "edges to image", "segmentation to image"),
@@ -132,6 +128,7 @@ PARTS = {
     "a": Part(
         "Retrieved documents in front of the prompt",
         "FID 10.82 with none, 5.78 with one, 4.88 with two (section 3.3)",
+        "documents",
         {"0": {}, "1": {"documents": 1}, "2": {"documents": 2}},
         {"pictures": _PICTURES, "image loss": _LOSS},
         (Claim("pictures", "2", "0"), Claim("image loss", "2", "0")),
@@ -140,6 +137,7 @@ PARTS = {
     "b": Part(
         "Weight of classifier-free guidance",
         "FID over weights 1 to 7 is lowest in between, near 3, for all sizes (figure 5)",
+        "guidance",
         {str(a): {"guidance": float(a)} for a in (1, 1.5, 2, 3, 4, 5, 6, 7)},
         {"pictures": _PICTURES | TAU},
         (Claim("pictures", _BETWEEN, "1"), Claim("pictures", _BETWEEN, "7")),
@@ -148,6 +146,7 @@ PARTS = {
     "c": Part(
         "Candidates for each prompt, of which CLIP keeps one",
         "pools of top-p or of CD-K alone flatten, half and half keeps improving (figure 5)",
+        "candidates",
         {str(n): {} for n in (1, 2, 4, 8, 16, 32)},
         {way: {"ask": "pools", "pick": f"{way} {{row}}"} for way in ("top-p", "CD-K", "half")},
         (Claim("half", "32", "32", "top-p"), Claim("half", "32", "32", "CD-K")),
@@ -157,6 +156,7 @@ PARTS = {
         "Share of the spans that are whole segments",
         "not stated; 0 is the default of the public code (our finding: then neither captions nor"
         " the prompt without text of guidance are learnt)",
+        "share",
         {"0": {"model": "stretches"}, "0.5": {"model": "base"}, "1": {"model": "whole"}},
         {
             "captions": {"ask": "captions"},
@@ -170,6 +170,7 @@ PARTS = {
     "i": Part(
         "Training with and without retrieval",
         "with it FID 15.7 instead of 29.5 (RA-CM3, from which CM3Leon takes it)",
+        "training",
         {
             "with, 2 documents": {"documents": 2},
             "with, alone": {},
@@ -185,6 +186,7 @@ PARTS = {
         "Weight of the query pair in the loss",
         "more weight on it than on what is retrieved, as in RA-CM3, hurts where nothing is"
         " retrieved (section 2.2); here 1 : 0.1, each document behind two others",
+        "weight",
         {"equal": {"model": "behind"}, "up-weighted": {"model": "weighted"}},
         {
             "pictures, alone": _PICTURES,
@@ -201,6 +203,7 @@ PARTS = {
         "Spans across `<break>`",
         "none may cross it, so that no picture is begun in its middle (section 2.2); here without"
         " whole segments, as the public code has it by default",
+        "spans",
         {"within": {"model": "stretches"}, "across": {"model": "across"}},
         {
             "pictures": _PICTURES,
@@ -212,6 +215,7 @@ PARTS = {
     "d": Part(
         "Size of the model",
         "the loss falls, and FID with it, from 350M to 760M and 7B (figure 4, table 1)",
+        "model",
         {"small": {"model": "small"}, "base": {"model": "base"}, "large": {"model": "large"}},
         {"pictures": _PICTURES, "loss": {"ask": "loss", "pick": "loss"}},
         (
@@ -225,6 +229,7 @@ PARTS = {
     "e": Part(
         "Instruction tuning",
         "the tuned model does what the pretrained one cannot (section 4, table 2)",
+        "task",
         {task: {} for task in ("composition", *ASKED)},
         {
             "before": {"model": "base", "ask": "tasks", "pick": "{row}"},

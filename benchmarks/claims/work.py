@@ -26,15 +26,9 @@ from cm3leon_jax.data.prepare import prepare
 from cm3leon_jax.decoding.generator import Generator, load
 from cm3leon_jax.start import adopt
 
-FLOPS = 7e10  # a second in training, of the tiny preset on two quiet cores
-SECONDS = {
-    "pictures": 15,
-    "captions": 15,
-    "loss": 15,
-    "decoded": 5,
-    "pools": 120,
-    "tasks": 120,
-}  # estimates
+# Estimates on two quiet cores: FLOPs a second in training, and seconds of all else.
+FLOPS = 7e10
+SECONDS = {"pictures": 6, "captions": 6, "loss": 6, "decoded": 6, "pools": 60, "tasks": 60}
 PREPARING, COMPILING = 480, 20
 
 
