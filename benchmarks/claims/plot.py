@@ -1,4 +1,4 @@
-"""A plot of a part: panels side by side, in each a column's means with their 95 % intervals."""
+"""A plot of a part: panels, in each the means of some columns with their 95 % intervals."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,10 @@ from benchmarks.claims.verdicts import Found
 from cm3leon_jax.evaluation.report import COLOURS
 
 WIDTH, HEIGHT = 300, 150  # of the field of one panel
-LEFT, TOP, BOTTOM = 52, 44, 96  # room for numbers, for title and legend, for the names of rows
+LEFT, TOP, RIGHT = 52, 44, 24  # room for numbers, for title and legend, between panels
+NAMES = {False: 26, True: 96}  # room for the names of rows, upright and turned
+SHORT = 4  # letters of a name that stands upright
+ACROSS = 2  # panels in a row
 
 
 class Panel(NamedTuple):
@@ -20,23 +23,30 @@ class Panel(NamedTuple):
 
 
 def draw(panels: Sequence[Panel]) -> str:
-    """An SVG file, panels beside one another."""
-    across = LEFT + WIDTH + 24
-    drawn = "".join(
-        f'<g transform="translate({number * across},0)">{_draw_panel(panel)}</g>'
-        for number, panel in enumerate(panels)
-    )
-    size = f'width="{len(panels) * across}" height="{TOP + HEIGHT + BOTTOM}"'
+    """An SVG file, two panels in a row."""
+    width = LEFT + WIDTH + RIGHT
+    height = TOP + HEIGHT + NAMES[any(len(row) > SHORT for p in panels for row in _rows(p))]
+    drawn = ""
+    for number, panel in enumerate(panels):
+        down, right = divmod(number, ACROSS)
+        place = f"translate({right * width},{down * height})"
+        drawn += f'<g transform="{place}">{_draw_panel(panel)}</g>'
+    full = (min(len(panels), ACROSS) * width, -(-len(panels) // ACROSS) * height)
+    size = f'width="{full[0]}" height="{full[1]}"'
     background = '<rect width="100%" height="100%" fill="#fff"/>'
     font = 'font-family="system-ui, sans-serif" font-size="11"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {font}>{background}{drawn}</svg>\n'
+
+
+def _rows(panel: Panel) -> list[str]:
+    return list(next(iter(panel.columns.values())))
 
 
 def _draw_panel(panel: Panel) -> str:
     known = [found for column in panel.columns.values() for found in column.values() if found]
     low = min(found.mean if found.low is None else found.low for found in known)
     high = max(found.mean if found.high is None else found.high for found in known)
-    rows = list(next(iter(panel.columns.values())))
+    rows = _rows(panel)
     step = WIDTH / len(rows)
 
     def y(value: float) -> float:
@@ -48,7 +58,7 @@ def _draw_panel(panel: Panel) -> str:
     parts.append(f'<rect {frame} fill="none" stroke="#ddd"/>')
     for number, row in enumerate(rows):
         at = LEFT + step * (number + 0.5)
-        parts.append(_text(at, TOP + HEIGHT + 14, row, "end" if len(row) > 4 else "middle"))
+        parts.append(_text(at, TOP + HEIGHT + 14, row, "end" if len(row) > SHORT else "middle"))
     for number, (name, column) in enumerate(panel.columns.items()):
         colour = COLOURS[number % len(COLOURS)]
         parts.append(_text(LEFT + WIDTH * number / len(panel.columns), 32, name, fill=colour))
