@@ -43,9 +43,9 @@ ASKED = 128  # requests of each task
 
 def pictures(generator: Generator, setup: Setup, run: Path, **how: Any) -> dict[str, Value]:
     """One for each held-out caption, with options of `Generator.images`."""
-    prompts, real = held_out(setup.experiment, setup.count)
-    drawn = generator.images(prompts, **how)
-    return {"": score(to_pixels(drawn), prompts, real, setup.experiment)}
+    prompts, _ = held_out(setup.experiment, setup.count)
+    drawn = to_pixels(generator.images(prompts, **how))
+    return {"": score(drawn, setup.experiment)}
 
 
 def pools(generator: Generator, setup: Setup, run: Path) -> dict[str, Value]:
@@ -54,8 +54,8 @@ def pools(generator: Generator, setup: Setup, run: Path) -> dict[str, Value]:
     Smaller pools are parts of the one of 32, and half and half is half of one and half of the
     other.
     """
-    prompts, real = held_out(setup.experiment, setup.pooled)
-    guided = TAU | {"guidance": setup.experiment.decode.guidance or 1.0}
+    prompts, _ = held_out(setup.experiment, setup.pooled)
+    guided = TAU | {"guidance": setup.experiment.decode.guidance}
     ways = {
         "top-p": candidates(generator, prompts, guided),
         "CD-K": candidates(generator, prompts, {"temperature": 1.0, "contrastive": CD_K}),
@@ -69,7 +69,7 @@ def pools(generator: Generator, setup: Setup, run: Path) -> dict[str, Value]:
                 continue
             best = ranks[:, :size].argmax(1)
             chosen = drawn[np.arange(len(prompts)), best]
-            found[f"{way} {size}"] = score(chosen, prompts, real, setup.experiment)
+            found[f"{way} {size}"] = score(chosen, setup.experiment)
     return found
 
 
@@ -108,10 +108,10 @@ def tasks(generator: Generator, setup: Setup, run: Path) -> dict[str, Value]:
 
 def decoded(generator: Generator, setup: Setup, run: Path) -> dict[str, Value]:
     """The held-out pictures from their own codes: no drawn picture can be better."""
-    prompts, real = held_out(setup.experiment, setup.count)
+    _, real = held_out(setup.experiment, setup.count)
     tokenizer = generator.image_tokenizer
     again = decode_codes(tokenizer, encode_pictures(tokenizer, real))
-    return {"": score(again, prompts, real, setup.experiment)}
+    return {"": score(again, setup.experiment)}
 
 
 def loss(generator: Generator, setup: Setup, run: Path, documents: int = 0) -> dict[str, Value]:
@@ -147,11 +147,12 @@ def unit_of(ask: str, source: str) -> str:
     return FD if ask in ("pictures", "pools", "decoded") and source != "scenes" else SHARE
 
 
-def score(drawn: Pictures, prompts: list[str], real: Pictures, c: config.Experiment) -> Value:
-    """Of pictures [B Y X 3], one for each prompt."""
+def score(drawn: Pictures, c: config.Experiment) -> Value:
+    """Of a picture [B Y X 3] for each of the first B held-out captions."""
     if c.data.source != "scenes":
-        made, true = (fid.Statistics.of(pool_features(images)) for images in (drawn, real))
-        return {"value": fid.frechet_distance(made, true)}
+        made = fid.Statistics.of(pool_features(drawn))
+        return {"value": fid.frechet_distance(made, real_statistics(c, len(drawn)))}
+    prompts, _ = held_out(c, len(drawn))
     wanted = [scene for text in prompts if (scene := scenes.parse_caption(text))]
     found = scenes.compare(scenes.read_images(drawn), scenes.read_scenes(wanted))
     return share(found["exact"] == 1)
@@ -163,10 +164,17 @@ def share(right: NDArray[np.bool_]) -> Value:
 
 @lru_cache
 def held_out(c: config.Experiment, count: int) -> tuple[list[str], Pictures]:
-    """The first held-out captions and their pictures."""
-    data = config.replace(c, {"data.tasks": ()}).data
+    """The first held-out captions and their pictures; twice as many are read as hold them."""
+    enough = round(2 * count / c.data.held_out)
+    data = config.replace(c, {"data.tasks": (), "data.sample": enough}).data
     prompts, real = captioned(collect(data, c.image_tokenizer.size).held_out)
     return prompts[:count], real[:count]
+
+
+@lru_cache
+def real_statistics(c: config.Experiment, count: int) -> fid.Statistics:
+    """Of the features of the first held-out pictures."""
+    return fid.Statistics.of(pool_features(held_out(c, count)[1]))
 
 
 @lru_cache
