@@ -17,7 +17,7 @@ from cm3leon_jax import config, presets
 Options = Mapping[str, Any]
 
 SEEDS = 3  # models of each kind
-STEPS = {"scenes": 1000, "emoji": 800}
+STEPS = {"scenes": 600, "emoji": 800}
 TAU = {"temperature": 1.0, "top_p": 0.9}  # of the paper's sweep, where guidance can tell
 
 
