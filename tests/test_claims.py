@@ -23,6 +23,7 @@ from cm3leon_jax.tokens.objective import code_places, draw_spans, restore, rng_f
 from cm3leon_jax.tokens.vocabulary import BREAK, EOS, Vocabulary
 
 TINY = SMALL | {
+    "model.layers": 1,
     "mesh.fsdp": 1,
     "train.steps": 2,
     "train.save_every": 2,
@@ -116,12 +117,12 @@ def test_the_plan_lists_what_is_missing(work: Path, capsys: pytest.CaptureFixtur
 
 
 def test_answers_of_two_protocols_are_not_put_together(work: Path) -> None:
-    path = work / "work/folder/base-0/answers/pictures.json"
+    (path,) = work.glob("work/folder/base-0/answers/pictures_guidance=1.5*")
     content = path.read_text()
     try:
         path.write_text(content.replace('"size": 8', '"size": 16'))
         with pytest.raises(ValueError, match=r"size=8: .* pictures has 16; use the same to comp"):
-            verdicts.read_table(work / "work/folder", FEW["d"], 1)
+            verdicts.read_table(work / "work/folder", FEW["b"], 1)
     finally:
         path.write_text(content)
 
