@@ -89,7 +89,8 @@ def _table(part: Part, table: Table, source: str) -> str:
     """A table of one source; units stand in the head."""
     heads = [f"{name}, {unit_of(how['ask'], source)}" for name, how in part.columns.items()]
     lines = [_row(f"{source}: {part.head}", *heads), _row("---", *["---:"] * len(heads))]
-    lines += [_row(row, *(_cell(table[column][row]) for column in table)) for row in part.rows]
+    for row in part.rows:
+        lines.append(_row(row, *(_cell(c[row]) if row in c else "" for c in table.values())))
     return "\n".join(lines)
 
 

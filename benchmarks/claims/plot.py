@@ -64,7 +64,7 @@ def _draw_panel(panel: Panel) -> str:
         parts.append(_text(LEFT + WIDTH * number / len(panel.columns), 32, name, fill=colour))
         shift = 6 * (number - (len(panel.columns) - 1) / 2)  # so that intervals stand side by side
         places = [LEFT + step * (i + 0.5) + shift for i in range(len(rows))]
-        dots = [(x, found) for x, row in zip(places, rows) if (found := column[row])]
+        dots = [(x, found) for x, row in zip(places, rows) if (found := column.get(row))]
         if panel.is_curve:
             line = " ".join(f"{x:.1f},{y(found.mean):.1f}" for x, found in dots)
             parts.append(f'<polyline fill="none" stroke="{colour}" points="{line}"/>')

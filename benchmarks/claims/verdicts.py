@@ -34,25 +34,25 @@ Table = dict[str, dict[str, Found | None]]  # column, row
 
 
 def read_table(folder: Path, part: Part, seeds: int) -> Table:
-    """All that has been measured of a part in a source's folder; None where there is nothing yet.
+    """All that has been measured of a part in a source's folder; None where there is nothing yet,
+    no row where the answer has no such value.
 
     Raises ValueError where values of one column were measured by several protocols.
     """
     table: Table = {}
     for column in part.columns:
-        protocols: dict[str, Any] = {}
         table[column] = {}
+        first: dict[str, Any] | None = None
         for row in part.rows:
             cell = part.cell(column, row)
-            values = []
-            for seed in range(seeds):
-                if (one := read_answer(folder, cell, seed)) is None:
-                    continue
-                where = f"{folder} {column}"
-                check_same(protocols.setdefault(column, one["protocol"]), one["protocol"], where)
-                if cell["pick"] in one["values"]:
-                    values.append(one["values"][cell["pick"]])
-            table[column][row] = summarize(values) if values else None
+            found = [read_answer(folder, cell, seed) for seed in range(seeds)]
+            answers = [answer for answer in found if answer is not None]
+            for answer in answers:
+                first = first or answer["protocol"]
+                check_same(first, answer["protocol"], f"{folder} {column}")
+            values = [a["values"][cell["pick"]] for a in answers if cell["pick"] in a["values"]]
+            if values or not answers:
+                table[column][row] = summarize(values) if values else None
     return table
 
 
