@@ -214,7 +214,7 @@ PARTS = {
     ),
     "d": Part(
         "Size of the model",
-        "FID 14.20 with 350M parameters, 6.61 with 760M, 4.88 with 7B (table 1); the loss falls too",
+        "FID 14.20 with 350M parameters, 6.61 with 760M, 4.88 with 7B (table 1); so does the loss",
         "model",
         {"small": {"model": "small"}, "base": {"model": "base"}, "large": {"model": "large"}},
         {"pictures": _PICTURES, "loss": {"ask": "loss", "pick": "loss"}},
