@@ -1,0 +1,160 @@
+"""docs/claims.md and its plots, made of the answers in a work directory and nothing else."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.claims import plot
+from benchmarks.claims.measures import FD, SIDE, unit_of
+from benchmarks.claims.parts import DECODED, MODELS, PARTS, SEEDS, Part, Setup
+from benchmarks.claims.verdicts import (
+    NOT_MEASURED,
+    Found,
+    Judged,
+    Table,
+    judge_all,
+    read_table,
+    summarize,
+    total,
+)
+from benchmarks.claims.work import model_of, read_answer, train_flops
+from cm3leon_jax.evaluation.report import write_text
+
+MOST_SEEDS = 16
+
+
+def write_page(work: Path, docs: Path, setups: Mapping[str, Setup]) -> None:
+    """Writes claims.md, and claims_X.svg of each part that has anything measured."""
+    docs.mkdir(parents=True, exist_ok=True)
+    lines, sections = [], []
+    for letter, part in sorted(PARTS.items()):
+        sources = [name for name in setups if name in (part.sources or setups)]
+        tables = {name: read_table(work / name, part, MOST_SEEDS) for name in sources}
+        judged = {name: judge_all(part, tables[name], name) for name in sources}
+        cells = [_total(judged[name]) if name in sources else "" for name in setups]
+        lines.append(_row(f"({letter}) {part.title}", *cells))
+        panels = [p for name in sources for p in _panels(part, tables[name], name)]
+        section = [f"## ({letter}) {part.title}", f"The paper: {part.paper}."]
+        section += [_table(part, tables[name], name) for name in sources]
+        if panels:
+            write_text(docs / f"claims_{letter}.svg", plot.draw(panels))
+            section.append(f"![{part.title}](claims_{letter}.svg)")
+        section += [_sentence(name, judged[name]) for name in sources]
+        sections.append("\n\n".join(section))
+    summary = [_row("", *setups), _row("---", *["---"] * len(setups)), *lines]
+    page = [_head(work, setups), "\n".join(summary), *sections, _models(setups)]
+    write_text(docs / "claims.md", "\n\n".join(page) + "\n")
+
+
+def _head(work: Path, setups: Mapping[str, Setup]) -> str:
+    answers = [json.loads(p.read_text("utf-8")) for p in sorted(work.glob("*/*/answers/*.json"))]
+    devices = sorted({answer["device"] for answer in answers}) or ["nothing yet"]
+    about = "\n".join(_describe(work / name, setup) for name, setup in setups.items())
+    return f"""# The paper's findings at small scale
+
+Written by `python -m benchmarks claims` (`make bench ARGS=claims`) from what it measured; do not
+edit. It trains models of about a million parameters, {SEEDS} seeds of each kind, that differ in one
+thing, and asks all of them the same. Interrupted, the same command goes on where it was; `--plan`
+lists what is missing, `--parts a c`, `--source scenes`, `--seeds 1` and `--budget 60` (minutes) do
+less, `--report` only writes this page.
+
+{about}
+- Measured on: {", ".join(devices)}; {len(answers)} answers.
+
+Of scenes the share of pictures, captions or answers that are right is told, by analysis by
+synthesis ([evaluation.md](evaluation.md)). Emoji have {FD}: the Frechet distance between
+the drawn and the real pictures of the same held-out captions, in the averaged last map of
+EfficientNet-Lite0, which sees them at {SIDE} pixels. It is no FID and not to be compared with one;
+less is better. Held-out emoji often have a sibling of another skin tone in training.
+
+Intervals are of 95 %. Of shares: Wilson's over the answers of all seeds, or that of Student's t
+over seeds where it is wider; of distances and losses: t over seeds. **Shown** means that the
+intervals do not overlap, in the paper's direction; **the opposite**, that they do not in the other
+one; **not shown**, that they overlap."""
+
+
+def _describe(folder: Path, setup: Setup) -> str:
+    c, bound = setup.experiment, read_answer(folder, DECODED, 0)
+    size, codes, train = c.image_tokenizer.size, c.model.image_tokens, c.train
+    told = f"{_cell(summarize([bound['values']['']]))}" if bound else NOT_MEASURED
+    return (
+        f"- **{folder.name}**, {size} x {size} pixels in {codes} codes: {train.steps:,} steps of"
+        f" {train.batch} rows of\n  {c.data.row_length} tokens. Up to {setup.count} held-out"
+        f" pictures and captions are asked for, {setup.pooled} in (c). Real\n  pictures, decoded"
+        f" from their own codes: {told}."
+    )
+
+
+def _table(part: Part, table: Table, source: str) -> str:
+    """A table of one source; units stand in the head."""
+    heads = [f"{name}, {unit_of(how['ask'], source)}" for name, how in part.columns.items()]
+    lines = [_row(f"{source}: {part.head}", *heads), _row("---", *["---:"] * len(heads))]
+    for row in part.rows:
+        lines.append(_row(row, *(_cell(c[row]) if row in c else "" for c in table.values())))
+    return "\n".join(lines)
+
+
+def _cell(found: Found | None) -> str:
+    if found is None:
+        return "not measured yet"
+    if found.low is None:
+        return f"{found.mean:.3f} (one seed)"
+    seeds = "" if found.seeds == SEEDS else f", seeds: {found.seeds}"
+    return f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f}{seeds})"
+
+
+def _sentence(source: str, judged: Sequence[Judged]) -> str:
+    told = "; ".join(_clause(one) for one in judged)
+    return f"**{source}: {_total(judged)}.** {told[0].upper()}{told[1:]}."
+
+
+def _clause(one: Judged) -> str:
+    """Both values and the verdict; of places in one row the columns are named, else the rows."""
+    claim = one.claim
+    if claim.worse_column:
+        what, places = f"at {one.row}", (claim.column, claim.worse_column)
+    else:
+        what, places = claim.column, (one.row, claim.worse)
+    if one.better is None or one.worse is None:
+        return f"{what}: {places[0]} before {places[1]} ({NOT_MEASURED} yet)"
+    better, worse = (f"{f.mean:.3f} ({at})" for f, at in zip((one.better, one.worse), places))
+    return f"{what}: {better} against {worse}, {one.verdict}"
+
+
+def _total(judged: Sequence[Judged]) -> str:
+    return total([one.verdict for one in judged])
+
+
+def _panels(part: Part, table: Table, source: str) -> list[plot.Panel]:
+    """One of each unit of which anything was measured."""
+    units: dict[str, dict[str, Mapping[str, Found | None]]] = {}
+    for column, how in part.columns.items():
+        if any(table[column].values()):
+            units.setdefault(unit_of(how["ask"], source), {})[column] = table[column]
+    return [
+        plot.Panel(f"{source}: {unit}", columns, part.is_curve) for unit, columns in units.items()
+    ]
+
+
+def _models(setups: Mapping[str, Setup]) -> str:
+    """What each kind of model is."""
+    head = ["model", "what differs", *(f"{name}: parameters, FLOPs" for name in setups)]
+    lines = [_row(*head), _row("---", "---", *["---:"] * len(setups))]
+    told = {
+        "base": "all others differ from it in this",
+        "across": "`objective.whole_segment=0.0`, and spans cross `<break>`",
+        "tuned": "goes on from `base`, on all tasks",
+    }
+    for model, changes in MODELS.items():
+        what = ", ".join(f"`{name}={value}`" for name, value in changes.items())
+        sizes = []
+        for setup in setups.values():
+            c = model_of(setup.experiment, model, 0)
+            is_made = model != "tuned" or c.data.tasks
+            sizes.append(f"{c.model.parameters:,}, {train_flops(c):.1e}" if is_made else "")
+        lines.append(_row(model, told.get(model, what), *sizes))
+    return "## The models\n\n" + "\n".join(lines)
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
