@@ -27,6 +27,7 @@ setup(
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12.8,<0.13",
         "numpy>=2.0,<3",
+        "scipy>=1.13,<2",
         "pillow>=12.0,<14",
         "ml-collections>=1.1,<2",
         "gin-config>=0.5,<0.6",

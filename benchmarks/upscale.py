@@ -1,6 +1,6 @@
 """Held-out emoji enlarged from 32 pixels a side to 128, by the upscaler and by two filters.
 
-    cm3leon train --stage upscaler --config tiny_emoji --workdir runs/emoji_upscaler
+    cm3leon train --stage upscaler --config tiny_emoji --workdir runs/emoji
     make bench ARGS=upscale
 
 CM3LEON_UPSCALER names another folder with `config.json` and `network/`. The small pictures are the
@@ -29,7 +29,7 @@ from cm3leon_jax.evaluation.scenes import bootstrap
 from cm3leon_jax.models.upscaler import upscale
 from cm3leon_jax.sharding import make_mesh
 
-UPSCALER = os.environ.get("CM3LEON_UPSCALER", "runs/emoji_upscaler/upscaler")
+UPSCALER = os.environ.get("CM3LEON_UPSCALER", "runs/emoji/upscaler")
 SIZE, SCALE = 128, 4
 SHOWN = 8
 PICTURE = Path("docs/upscaled.png")

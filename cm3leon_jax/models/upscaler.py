@@ -50,11 +50,7 @@ class Blocks(nnx.Module):
             [Conv(wide + i * more, more if i < 4 else wide, *deep) for i in range(5)]
         )
 
-    def run(self, x: jax.Array) -> jax.Array:
-        flat = (
-            jax.default_backend() == "cpu"
-        )  # where a convolution in a loop takes 60 times as long
-
+    def run(self, x: jax.Array, unroll: bool) -> jax.Array:
         def group(x: jax.Array, layer: Blocks) -> tuple[jax.Array, None]:
             seen = x
             for conv in [*layer.convs][:4]:
@@ -62,9 +58,9 @@ class Blocks(nnx.Module):
             return x + RESIDUAL * layer.convs[4](seen), None
 
         def block(x: jax.Array, layer: Blocks) -> tuple[jax.Array, None]:
-            return x + RESIDUAL * jax.lax.scan(group, x, layer, unroll=flat)[0], None
+            return x + RESIDUAL * jax.lax.scan(group, x, layer, unroll=unroll)[0], None
 
-        return jax.lax.scan(block, x, self, unroll=flat)[0]
+        return jax.lax.scan(block, x, self, unroll=unroll)[0]
 
 
 class RRDBNet(nnx.Module):
@@ -88,10 +84,13 @@ class RRDBNet(nnx.Module):
         means = jnp.repeat(jnp.eye(COLOURS), side**2, axis=0) / side**2
         self.first.kernel[1, 1, :, :COLOURS] = means
 
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """[B Y X 3] in [0, 1] -> [B Y*scale X*scale 3], unclipped; 4 / scale divides Y, X."""
+    def __call__(self, images: jax.Array, unroll: bool = False) -> jax.Array:
+        """[B Y X 3] in [0, 1] -> [B Y*scale X*scale 3], unclipped; 4 / scale divides Y, X.
+
+        unroll: without loops, whose gradients take XLA 60 times as long on a CPU.
+        """
         x = self.first(shrink(images, SHRINK[self.config.scale]))
-        x = x + self.trunk(self.blocks.run(x))
+        x = x + self.trunk(self.blocks.run(x, unroll))
         for conv in (self.up1, self.up2):
             x = leaky(conv(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)))
         return self.last(leaky(self.high(x)))

@@ -83,8 +83,14 @@ def answer(generator: Generator, requests: Sequence[Request]) -> list[Answer]:
         for group in groups
     ]
     if is_enlarged:
-        answers = [each._replace(pictures=generator.upscale(each.pictures)) for each in answers]
+        answers = [each._replace(pictures=_enlarge(generator, each.pictures)) for each in answers]
     return answers
+
+
+def _enlarge(generator: Generator, pictures: Sequence[Pillow.Image]) -> list[Pillow.Image]:
+    found = generator.upscale(list(pictures))
+    assert isinstance(found, list)
+    return found
 
 
 def identify(generator: Generator) -> str:
