@@ -57,8 +57,9 @@ def brief(name: str, **more) -> list[str]:
     return ["--config", name, *(f"--config.{field}={value}" for field, value in overrides.items())]
 
 
-SCENES = brief("tiny", **{"data.tasks": ("edit", "question"), "data.held_out": 0.2})
-FOLDER = brief("tiny_folder", **{"data.held_out": 0.2, "decode.text_tokens": 8})
+FEW = {"data.held_out": 0.2, "decode.text_tokens": 8}
+SCENES = brief("tiny", **FEW, **{"data.tasks": ("edit", "question")})
+FOLDER = brief("tiny_folder", **FEW)
 
 # Commands that are not run here, by how they begin, and why. Their arguments are read all the same.
 NOT_RUN = {
@@ -176,7 +177,7 @@ def test_the_notebook_shows_pictures_of_every_task_and_no_command_fails(read):
     outputs = [output for cell in book.cells for output in cell.get("outputs", ())]
     shown = [output for output in outputs if "image/png" in output.get("data", ())]
     printed = "".join(output.get("text", "") for output in outputs)
-    assert len(shown) >= 13
+    assert len(shown) >= 11
     assert not re.search("^(cm3leon: |Traceback)", printed, re.M), printed[-3000:]
     assert printed.count("loss ") >= 3  # of the step on eight devices
     assert "P('tensor', 'fsdp')" in printed
