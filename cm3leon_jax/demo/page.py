@@ -85,10 +85,10 @@ def _edit(generator: Generator, pictures: Pictures, follows: bool) -> None:
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
             canvas = make_canvas(c.image_tokenizer.size, "one", pictures)
-            asked = "a rectangle is filled by the caption; without one, the instruction is followed"
+            asked = "with a rectangle: what the whole shows; without: what to change"
             text = gr.Textbox(
                 label="Caption or instruction" if follows else "Caption",
-                info=asked if follows else "what the whole picture shows, the rectangle filled",
+                info=asked if follows else "what the whole picture shows",
             )
             with gr.Row(visible=follows):
                 by_image = _slider("Keep picture", 0, 10, c.decode.guidance_image, 0.1)
