@@ -43,10 +43,9 @@ def build(generator: Generator) -> Any:
 
 def _head(generator: Generator) -> str:
     c = generator.experiment
-    size, millions = c.image_tokenizer.size, c.model.parameters / 1e6
-    source = html.escape(c.data.source)
+    size, source = c.image_tokenizer.size, html.escape(c.data.source)
     return (
-        f"<header><h1>CM3Leon</h1><p>{millions:,.1f} M parameters, pictures of {size} x {size}"
+        f"<header><h1>CM3Leon</h1><p>{c.model.parameters:,} parameters, pictures of {size} x {size}"
         f" pixels, trained on {source}</p></header>"
     )
 
