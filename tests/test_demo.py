@@ -253,8 +253,9 @@ def test_a_visit_draws_edits_and_asks_no_other_server(generator, tmp_path, monke
         tabs = [tab.text for tab in find(browser, "button[role=tab]")]
         assert tabs == ["Generate", "Edit", "Boxes", "Structure", "Ask", "Interleave"]
         prompt.clear()
+        prompt.send_keys(" ")  # clearing alone is no input
         find(browser, "button", "Draw")[0].click()
-        wait(browser, ".toast-body", "prompt='': use some text")
+        wait(browser, ".toast-body", "prompt=' ': use some text")
         prompt.send_keys("a red ring")
         find(browser, "button", "Draw")[0].click()
         wait(browser, "img.drawn", count=4)

@@ -120,14 +120,14 @@ def edit(
     """A region filled anew, where one was drawn, under a caption; else an instruction followed."""
     given = _read(g, canvas)
     picture = given.need_picture()
+    after: Any  # of one picture the Generator gives one
     if given.boxes:
         ((_, box),) = given.boxes[:1]
         hole = g.mask_image(picture, box)
         document = g.document(text, hole) if text.strip() else g.document(hole)
         after = g.parts(g.infill(document, seed=seed))[-1]
     else:
-        scales = {"guidance_image": by_image, "guidance_text": by_text}
-        after = g.edit(picture, text, seed=seed, **scales)
+        after = g.edit(picture, text, guidance_image=by_image, guidance_text=by_text, seed=seed)
     before = Part(Pillow.fromarray(picture), "before", [("", box) for _, box in given.boxes])
     yield [before, Part(after, "after", is_drawn=True)]
 
@@ -137,7 +137,7 @@ def boxes(g: Generator, canvas: Any, caption: str, guidance: float, seed: int) -
     places = _read(g, canvas).boxes
     if not places:
         raise ValueError("boxes: drag a rectangle and name what is in it")
-    picture = g.from_boxes(caption, places, guidance=guidance, seed=seed)
+    picture: Any = g.from_boxes(caption, places, guidance=guidance, seed=seed)
     yield [Part(picture, "drawn", is_drawn=True), Part(picture, "with its boxes", places)]
 
 
@@ -158,7 +158,7 @@ def structure(
         pixels = np.asarray(g.to_structure(pixels, kind, **how))
     shown = Part(Pillow.fromarray(pixels), f"map: {kind}")
     yield [shown]
-    picture = g.from_structure(pixels, kind, prompt, **how)
+    picture: Any = g.from_structure(pixels, kind, prompt, **how)
     yield [shown, Part(picture, "drawn along it", is_drawn=True)]
 
 

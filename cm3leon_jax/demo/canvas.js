@@ -63,9 +63,10 @@ function showBar() {
   if (boxes.length) button(kind === "one" ? "No rectangle" : "Clear", () => put({ boxes: [] }));
   if (!takes_picture) return;
   const pictures = new Set([...(window.cm3leon_drawn || []), ...props.offered]);
+  const picks = make("div", bar, { className: "picks" });
   for (const src of [...pictures].slice(0, 8)) {
     const fields = { className: "pick", title: "Take this picture", onclick: () => take(src) };
-    make("img", make("button", bar, fields), { src, alt: "a picture to take" });
+    make("img", make("button", picks, fields), { src, alt: "a picture to take" });
   }
 }
 

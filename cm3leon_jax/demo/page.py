@@ -43,10 +43,9 @@ def build(generator: Generator) -> Any:
 
 def _head(generator: Generator) -> str:
     c = generator.experiment
-    size, millions = c.image_tokenizer.size, c.model.parameters / 1e6
-    source = html.escape(c.data.source)
+    size, source = c.image_tokenizer.size, html.escape(c.data.source)
     return (
-        f"<header><h1>CM3Leon</h1><p>{millions:,.1f} M parameters, pictures of {size} x {size}"
+        f"<header><h1>CM3Leon</h1><p>{c.model.parameters:,} parameters, pictures of {size} x {size}"
         f" pixels, trained on {source}</p></header>"
     )
 
@@ -85,10 +84,10 @@ def _edit(generator: Generator, pictures: Pictures, follows: bool) -> None:
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
             canvas = make_canvas(c.image_tokenizer.size, "one", pictures)
-            asked = "a rectangle is filled by the caption; without one, the instruction is followed"
+            asked = "with a rectangle: what the whole shows; without: what to change"
             text = gr.Textbox(
                 label="Caption or instruction" if follows else "Caption",
-                info=asked if follows else "what the whole picture shows, the rectangle filled",
+                info=asked if follows else "what the whole picture shows",
             )
             with gr.Row(visible=follows):
                 by_image = _slider("Keep picture", 0, 10, c.decode.guidance_image, 0.1)
