@@ -97,10 +97,16 @@ def _table(part: Part, table: Table, source: str) -> str:
 def _cell(found: Found | None) -> str:
     if found is None:
         return "not measured yet"
-    if found.low is None:
-        return f"{found.mean:.3f} (one seed)"
+    if found.low is None or found.high is None:
+        return f"{_number(found.mean)} (one seed)"
     seeds = "" if found.seeds == SEEDS else f", seeds: {found.seeds}"
-    return f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f}{seeds})"
+    low, high = _number(found.low), _number(found.high)
+    return f"{_number(found.mean)} ({low} to {high}{seeds})"
+
+
+def _number(value: float) -> str:
+    """Shares and losses with three decimals, distances with one."""
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def _sentence(source: str, judged: Sequence[Judged]) -> str:
@@ -117,7 +123,7 @@ def _clause(one: Judged) -> str:
         what, places = claim.column, (one.row, claim.worse)
     if one.better is None or one.worse is None:
         return f"{what}: {places[0]} before {places[1]} ({NOT_MEASURED} yet)"
-    better, worse = (f"{f.mean:.3f} ({at})" for f, at in zip((one.better, one.worse), places))
+    better, worse = (f"{_number(f.mean)} ({at})" for f, at in zip((one.better, one.worse), places))
     return f"{what}: {better} against {worse}, {one.verdict}"
 
 
