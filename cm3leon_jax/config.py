@@ -48,6 +48,7 @@ class Objective:
     z_loss: float = 0.0  # weight of log(Z)^2 (Chameleon: 1e-5)
     answer_last: float = 0.0  # share of the documents whose answer alone is masked, to be read last
     answer_only: bool = False  # whether the loss counts answers alone
+    answer_length: float = 1.0  # what an answer then weighs: its length to this power; 0: all alike
 
     def __post_init__(self) -> None:
         require(self.rate >= 0, "objective.rate", self.rate, "must be >= 0")
@@ -56,6 +57,8 @@ class Objective:
         for name in ("whole_segment", "answer_last"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"objective.{name}", value, rule)
+        length = self.answer_length
+        require(0 <= length <= 1, "objective.answer_length", length, "use a power from 0 to 1")
         for name in ("retrieved_weight", "sentinel_weight", "z_loss"):
             require(getattr(self, name) >= 0, f"objective.{name}", getattr(self, name), ">= 0")
 

@@ -263,6 +263,7 @@ def test_answers_weigh_what_closes_them_and_nothing_else_does(document, objectiv
         whole_segment=1.0,
         answer_last=data.draw(st.sampled_from([0.0, 1.0])),
         answer_only=True,
+        answer_length=data.draw(st.sampled_from([0.0, 0.5, 1.0])),
     )
     rotated = rotate(ids, VOCABULARY, rng_for(seed, 0, 0), only, answers=answers)
     weights = token_weights(rotated, VOCABULARY, only, answers=answers)
@@ -270,4 +271,5 @@ def test_answers_weigh_what_closes_them_and_nothing_else_does(document, objectiv
     closing = {EOS, BREAK, EOSS}
     assert [i for i in counted if i not in closing] == ids[start : start + length].tolist()
     assert 1 <= sum(i in closing for i in counted) <= 2  # moved away, its place closes as well
-    assert set(weights.tolist()) <= {0.0, 1.0}
+    assert len(set(weights[weights > 0].tolist())) == 1
+    np.testing.assert_allclose(weights.sum(), len(counted) ** only.answer_length, rtol=1e-5)

@@ -144,7 +144,8 @@ def token_weights(
 
     `main_start` is `Document.main_start`: what stood before it weighs `retrieved_weight`, wherever
     it stands now. An <eoss> weighs what its span weighs, sentinels weigh `sentinel_weight`. With
-    `answer_only` all but `answers`, [start, stop) in the document, and what closes them weighs 0.
+    `answer_only` all but `answers`, [start, stop) in the document, and what closes them weighs 0;
+    the n tokens of one together weigh n to the power of `answer_length`.
     """
     array = np.asarray(ids)
     weights = np.ones(len(array), np.float32)
@@ -158,6 +159,8 @@ def token_weights(
     if objective.answer_only:
         asked = [(start <= origin) & (origin <= stop) for start, stop in answers]
         weights[~np.any(asked, axis=0)] = 0
+        for tokens in asked:
+            weights[tokens] *= tokens.sum() ** (objective.answer_length - 1)
     return weights
 
 
