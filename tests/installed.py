@@ -8,6 +8,8 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+from conftest import QUICK_FLAGS
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "examples" / "cm3leon_colab.ipynb"
 
@@ -42,7 +44,7 @@ def environment(folder: Path) -> dict[str, str]:
     site = folder / "site"
     pip = {"PIP_TARGET": str(site), "PIP_NO_DEPS": "1", "PIP_NO_INDEX": "1"}
     pip |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    jax = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_COMPILATION_CACHE_DIR": f"{folder}/compiled"}
+    jax = {"XLA_FLAGS": QUICK_FLAGS, "JAX_COMPILATION_CACHE_DIR": f"{folder}/compiled"}
     paths = {"PYTHONPATH": str(site), "PATH": f"{site}/bin{os.pathsep}{os.environ['PATH']}"}
     return os.environ | pip | jax | paths | {"IPYTHONDIR": f"{folder}/ipython"}
 
