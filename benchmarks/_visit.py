@@ -101,7 +101,7 @@ def main() -> None:
 
         find(browser, "button[role=tab]", "Boxes")[0].click()
         wait(browser, ".stage")
-        things = {"red circle": (0.1, 0.1, 0.42, 0.42), "blue square": (0.56, 0.5, 0.92, 0.88)}
+        things = {"red circle": (0.1, 0.1, 0.42, 0.42), "blue square": (0.54, 0.54, 0.97, 0.97)}
         for number, (name, corners) in enumerate(things.items(), start=1):
             drag(browser, *corners)
             wait(browser, ".names input", count=number)[-1].send_keys(name)

@@ -207,7 +207,9 @@ def test_norms_of_model_parallel_ranks_are_those_of_their_heads(made, tmp_path):
 def test_an_array_of_zeros_is_read_back(tmp_path):
     from orbax.checkpoint import v1 as ocp
 
-    Writer(tmp_path / "network", {"bias": ((3,), np.dtype(np.float32))}).write("bias", np.zeros(3))
+    Writer(tmp_path / "network", {"bias": ((3,), np.dtype(np.float32))}).write(
+        "bias", np.zeros(3, np.float32)
+    )
     assert ocp.load(tmp_path / "network")["bias"].tolist() == [0, 0, 0]
 
 

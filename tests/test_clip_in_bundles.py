@@ -12,7 +12,7 @@ from flax import nnx
 from PIL import Image
 
 import cm3leon_jax as cm3
-from cm3leon_jax import bundle, checkpoint, cli, config, stages
+from cm3leon_jax import bundle, checkpoint, cli, config, picture_stages, stages
 from cm3leon_jax.data import sources
 from cm3leon_jax.data.prepare import merge, prepare_part
 from cm3leon_jax.data.shards import Shards
@@ -59,7 +59,9 @@ def run(tmp_path_factory, clip_folder) -> Path:
     tokenizer = VQGAN(c.image_tokenizer, rngs=nnx.Rngs(1))
     checkpoint.save_network(run / "image_tokenizer" / "network", tokenizer)
     assert cli.main(["convert", str(clip_folder), str(run / "retriever" / "network")]) == 0
-    stages.train_retriever(c, None, run)  # one is there: nothing is read, nothing is trained
+    picture_stages.train_retriever(
+        c, None, run
+    )  # one is there: nothing is read, nothing is trained
     parts = sources.plan(c.data, c.image_tokenizer.size)
     prepare_part(c, run, len(parts), *parts)  # `prepare` without a Beam pipeline
     merge(c, run, len(parts))

@@ -88,7 +88,10 @@ NOT_RUN = {
     "cm3leon sample runs/emoji/bundle": "the same",
     "cm3leon demo": "serves until Ctrl-C: test_demo.py",
 }
-PYTHON_NOT_RUN = {"mixtures.md": "test_tasks.py declares and reads such mixtures"}
+PYTHON_NOT_RUN = {
+    "mixtures.md": "test_mixtures.py declares and reads such mixtures",
+    "upscaler.md": "needs the font: test_upscaler.py",
+}
 # What makes a documented command short, by how it begins.
 IN_SMALL = {
     "cm3leon tokenizer text --config": FOLDER[2:],

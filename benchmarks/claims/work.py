@@ -19,7 +19,7 @@ import jax
 from benchmarks.claims.crossing import spans_across_breaks
 from benchmarks.claims.measures import ASKS, FD, SIDE, unit_of
 from benchmarks.claims.parts import DECODED, MODELS, PARTS, Setup
-from cm3leon_jax import config, presets, stages
+from cm3leon_jax import config, picture_stages, presets, stages
 from cm3leon_jax.checkpoint import write_json
 from cm3leon_jax.data.collection import collect
 from cm3leon_jax.data.prepare import prepare
@@ -83,8 +83,8 @@ def prepare_source(c: config.Experiment, folder: Path) -> None:
     run, collection = folder / "prepared", collect(c.data, c.image_tokenizer.size)
     stages.open_workdir(c, run)
     stages.train_text_tokenizer(c, collection, run)
-    stages.train_image_tokenizer(c, collection, run)
-    stages.train_retriever(c, collection, run)
+    picture_stages.train_image_tokenizer(c, collection, run)
+    picture_stages.train_retriever(c, collection, run)
     prepare(c, run)
     write_json(run / "done.json", stages.retrieve(c, run))
 
