@@ -188,7 +188,7 @@ def _tiny() -> Experiment:
 
 
 def _scenes_full() -> Experiment:
-    """The quickstart on scenes with time: five times as many steps and documents."""
+    """The quickstart on scenes with time: four times as many steps and documents."""
     tiny = _tiny()
     return replace(
         tiny,
@@ -197,7 +197,7 @@ def _scenes_full() -> Experiment:
             train=replace(tiny.image_tokenizer.train, steps=6000, sample_every=1000),
         ),
         data=replace(tiny.data, count=240_000),
-        train=replace(tiny.train, steps=5000, sample_every=1000, save_every=1000),
+        train=replace(tiny.train, steps=4000, sample_every=1000, save_every=1000),
     )
 
 

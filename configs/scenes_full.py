@@ -1,7 +1,7 @@
-"""The quickstart on scenes with time: 8,000 steps of pretraining and 18,400 on all tasks.
+"""The quickstart on scenes with time: 4,000 steps of pretraining and 20,000 on all tasks.
 
-Expect: more than docs/quickstart.md says of the 2,000 and 4,600 steps of tiny (not measured yet).
-Cost: about 70 minutes on two CPU cores (four times tiny's steps, not measured), 3 GiB of memory.
+Expect: more than docs/quickstart.md says of the 1,000 and 5,000 steps of tiny (not measured yet).
+Cost: about 80 minutes on two CPU cores (four times tiny's steps, not measured), 3 GiB of memory.
 Run:  cm3leon quickstart --config scenes_full --workdir runs/scenes_full
 """
 
