@@ -1,7 +1,7 @@
 """The quickstart on procedural scenes: 32x32 pictures of one to three objects, captions,
 questions.
 
-Expect: held-out captions drawn and pictures told exactly, maps, boxes and letters too; three in four
+Expect: held-out captions drawn, pictures told exactly, maps, boxes and letters too; three in four
 edits and questions: docs/quickstart.md.
 Cost: about 20 minutes on two idle CPU cores (its stages added up), 1.5 GiB of memory.
 Run:  cm3leon quickstart --config tiny --workdir runs/tiny
