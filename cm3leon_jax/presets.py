@@ -219,7 +219,7 @@ def _tiny_emoji() -> Experiment:
         retrieval=Retrieval(most=2, alone=0.3),
         objective=replace(tiny.objective, rate=1.0, whole_segment=0.8),
         optimizer=replace(tiny.optimizer, learning_rate=3e-3),
-        train=replace(tiny.train, steps=1800, batch=5),
+        train=replace(tiny.train, steps=3600, batch=5),
         # A row of 256 places in front of an answer leaves it 64 of the context.
         decode=replace(tiny.decode, temperature=0.3, guidance=1.5, text_tokens=64),
     )

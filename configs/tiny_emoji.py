@@ -1,7 +1,7 @@
 """The quickstart on real pictures: Noto colour emoji with their Unicode names.
 
 Expect: people, hands, faces and flags recognisable; many one-off objects are blobs still.
-Cost: twelve minutes on two CPU cores without retrieval; with it and the edits not timed. 1.7 GiB of
+Cost: about 20 minutes on two CPU cores (twice what half of the steps took), 1.5 GiB of
 memory.
 Run:  cm3leon quickstart --data emoji --config tiny_emoji --workdir runs/tiny_emoji
 """
