@@ -59,6 +59,8 @@ class Objective:
             require(0 <= value <= 1, f"objective.{name}", value, rule)
         length = self.answer_length
         require(0 <= length <= 1, "objective.answer_length", length, "use a power from 0 to 1")
+        holds = length == 1 or self.answer_only
+        require(holds, "objective.answer_length", length, "needs objective.answer_only=true")
         for name in ("retrieved_weight", "sentinel_weight", "z_loss"):
             require(getattr(self, name) >= 0, f"objective.{name}", getattr(self, name), ">= 0")
 

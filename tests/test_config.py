@@ -49,6 +49,10 @@ SMALL = Model(
             "objective.max_spans=513: must fit into model.sentinels",
         ),
         ({"objective.whole_segment": 1.5}, "objective.whole_segment=1.5: is a probability; use a"),
+        (
+            {"objective.answer_length": 0.5},
+            "objective.answer_length=0.5: needs objective.answer_only",
+        ),
         ({"objective.sentinel_weight": -1.0}, "objective.sentinel_weight=-1.0: >= 0"),
         ({"optimizer.learning_rate": 0.0}, "optimizer.learning_rate=0.0: must be > 0"),
         ({"optimizer.schedule": "steps"}, "optimizer.schedule='steps': use one of 'linear'"),

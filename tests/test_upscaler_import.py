@@ -62,7 +62,7 @@ def upscale(tensors: dict[str, torch.Tensor], x: torch.Tensor, scale: int) -> to
 
 @settings(max_examples=3, deadline=None, derandomize=True)
 @given(
-    scale=st.sampled_from([4, 2, 1]),
+    scale=st.sampled_from([4, 2]),
     wide=st.integers(3, 8),
     more=st.integers(1, 4),
     deep=st.integers(1, 3),
