@@ -3,7 +3,9 @@
 Nine parts (`parts`), each a table of models and questions on scenes and on emoji of 64 x 64 pixels.
 Models and answers are units of work (`work`): each leaves its result under a name of its own in the
 work directory, and what is there is never made again. So the command may be stopped at any time and
-goes on where it was. At its end it writes docs/claims.md and a plot of each part (`page`).
+goes on where it was. At its end it writes docs/claims.md and a plot of each part (`page`). Two
+commands, one with `--source scenes` and one with `--source emoji`, each on a core of its own, take
+two cores better than one command that has both.
 """
 
 import argparse
@@ -55,7 +57,7 @@ def make_units(missing: Sequence[Unit], budget: float | None) -> None:
 
 
 def describe_plan(missing: Sequence[Unit], count: int) -> str:
-    """What is missing, one line a unit, and how long it takes on two quiet cores."""
+    """What is missing, one line a unit, and how long it takes on one core."""
     lines = [f"{unit.seconds / 60:6.1f} min  {unit.name}" for unit in missing]
     minutes = sum(unit.seconds for unit in missing) / 60
     lines.append(f"{minutes:6.1f} min  {len(missing)} of {count} units, estimated")

@@ -63,9 +63,10 @@ less, `--report` only writes this page.
 
 Of scenes the share of pictures, captions or answers that are right is told, by analysis by
 synthesis ([evaluation.md](evaluation.md)). Emoji have {FD}: the Frechet distance between
-the drawn and the real pictures of the same held-out captions, in the averaged last map of
-EfficientNet-Lite0, which sees them at {SIDE} pixels. It is no FID and not to be compared with one;
-less is better. Held-out emoji often have a sibling of another skin tone in training.
+the drawn and the real pictures of the same held-out captions, these as decoded from their own
+codes, in the averaged last map of EfficientNet-Lite0, which sees them at {SIDE} pixels. It is no FID
+and not to be compared with one; less is better. Held-out emoji often have a sibling of another skin
+tone in training, which is also among what is retrieved.
 
 Intervals are of 95 %. Of shares: Wilson's over the answers of all seeds, or that of Student's t
 over seeds where it is wider; of distances and losses: t over seeds. **Shown** means that the
@@ -81,7 +82,7 @@ def _describe(folder: Path, setup: Setup) -> str:
         f"- **{folder.name}**, {size} x {size} pixels in {codes} codes: {train.steps:,} steps of"
         f" {train.batch} rows of\n  {c.data.row_length} tokens. Up to {setup.count} held-out"
         f" pictures and captions are asked for, {setup.pooled} in (c). Real\n  pictures, decoded"
-        f" from their own codes: {told}."
+        f" from their own codes, against their pixels: {told}."
     )
 
 
@@ -155,9 +156,11 @@ def _models(setups: Mapping[str, Setup]) -> str:
         what = ", ".join(f"`{name}={value}`" for name, value in changes.items())
         sizes = []
         for setup in setups.values():
+            if model == "tuned" and not setup.experiment.data.tasks:
+                sizes.append("")
+                continue
             c = model_of(setup.experiment, model, 0)
-            is_made = model != "tuned" or c.data.tasks
-            sizes.append(f"{c.model.parameters:,}, {train_flops(c):.1e}" if is_made else "")
+            sizes.append(f"{c.model.parameters:,}, {train_flops(c):.1e}")
         lines.append(_row(model, told.get(model, what), *sizes))
     return "## The models\n\n" + "\n".join(lines)
 

@@ -26,10 +26,11 @@ from cm3leon_jax.data.prepare import prepare
 from cm3leon_jax.decoding.generator import Generator, load
 from cm3leon_jax.start import adopt
 
-# Estimates on two quiet cores: FLOPs a second in training, and seconds of all else.
-FLOPS = 7e10
-SECONDS = {"pictures": 6, "captions": 6, "loss": 6, "decoded": 6, "pools": 60, "tasks": 60}
-PREPARING, COMPILING = 480, 20
+# Estimates of one core: FLOPs a second in training, and seconds of all else. Questions are as of 256
+# pictures in 16 codes.
+FLOPS = 4.2e10
+SECONDS = {"pictures": 5, "captions": 5, "loss": 5, "decoded": 5, "pools": 90, "tasks": 90}
+PREPARING, COMPILING = 300, 20
 
 
 class Unit(NamedTuple):
@@ -74,7 +75,7 @@ def _units_of(folder: Path, setup: Setup, cell: Mapping[str, Any], seed: int) ->
         f"{folder.name}: ask {cell['model']}-{seed} for {question(cell)}",
         answer_path(folder, cell, seed),
         partial(answer, setup, folder, cell, seed),
-        SECONDS[cell["ask"]],
+        SECONDS[cell["ask"]] * setup.count * c.model.image_tokens / (256 * 16),
     )
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from cm3leon_jax.data.records import Record
+from cm3leon_jax.data.scene_paragraphs import paragraph
 from cm3leon_jax.data.scene_text import caption, edit, outline, questions
 from cm3leon_jax.data.scenes import (
     Scene,
@@ -38,6 +39,7 @@ KINDS = (
     "segmentation",
     "write",
     "boxes",
+    "long",
 )  # each draws by its place here
 
 
@@ -77,6 +79,8 @@ def _record(scene: Scene, kind: str, rng: np.random.Generator) -> Record:
             return Record(scene.id, (outline(scene), image), tuple(boxes(scene)))
         case "write":
             return Record(scene.id, (word(scene), image))
+        case "long":
+            return Record(scene.id, (paragraph(scene, rng), image))
     question, answer = pick(rng, questions(scene, rng))
     return Record(scene.id, (caption(scene), image), tuple(boxes(scene)), question, answer)
 

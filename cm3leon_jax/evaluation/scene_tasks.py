@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cm3leon_jax import config
 from cm3leon_jax.data.records import Record, is_held_out
+from cm3leon_jax.data.scene_paragraphs import all_true
 from cm3leon_jax.data.scene_records import count as count_records
 from cm3leon_jax.data.scene_records import records
 from cm3leon_jax.data.scenes import CELL, SHAPES, SIZES, Object, Scene, paint_labels, segmentation
@@ -155,6 +156,15 @@ def _ground(generator: Generator, found: list[Record], how: "How") -> Result:
     return _texts(told, wanted, [([image], "") for image in images])
 
 
+def _describe(generator: Generator, found: list[Record], how: "How") -> Result:
+    """Right is a paragraph whose every sentence is true."""
+    images, wanted = _last(found), [_text(r) for r in found]
+    told = generator.caption(list(images), style="long", **how)
+    shown = scenes.find_scenes(images, _grid(images))
+    right = [all_true(text, scene) for text, scene in zip(told, shown)]
+    return Result(np.array(right), [([image], "") for image in images], told, wanted)
+
+
 def _fill_words(generator: Generator, found: list[Record], how: "How") -> Result:
     """One word that says something is missing in each caption."""
     images, wanted, told, asked = _last(found), [_text(r) for r in found], [], []
@@ -201,6 +211,7 @@ Run = Callable[[Generator, list[Record], How], Result]
 TASKS: dict[str, tuple[str, Run]] = {
     "composition": ("plain", _compose),
     "captions": ("plain", _caption),
+    "paragraphs": ("long", _describe),
     "questions": ("question", _answer(False)),
     "explained": ("choice", _answer(True)),
     "edits": ("edit", _edit),
