@@ -3,7 +3,7 @@ questions.
 
 Expect: held-out captions drawn, pictures told exactly, maps, boxes and letters too; three in four
 edits and questions: docs/quickstart.md.
-Cost: about 20 minutes on two idle CPU cores (its stages added up), 1.5 GiB of memory.
+Cost: about 19 minutes on two idle CPU cores, 1.5 GiB of memory.
 Run:  cm3leon quickstart --config tiny --workdir runs/tiny
 """
 
