@@ -57,7 +57,8 @@ def test_a_paragraph_is_true_of_its_scene(grid: int, letters: bool) -> None:
         text = paragraph(scene, np.random.default_rng(number))
         sentences = text.removesuffix(".").split(". ")
         assert 4 <= len(set(sentences)) == len(sentences) <= SENTENCES
-        assert text.endswith(".") and all_true(text, scene)
+        assert text.endswith(".")
+        assert all_true(text, scene)
         assert not all_true(f"{text} the background is pink.", scene)
 
 

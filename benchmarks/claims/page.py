@@ -64,9 +64,9 @@ less, `--report` only writes this page.
 Of scenes the share of pictures, captions or answers that are right is told, by analysis by
 synthesis ([evaluation.md](evaluation.md)). Emoji have {FD}: the Frechet distance between
 the drawn and the real pictures of the same held-out captions, these as decoded from their own
-codes, in the averaged last map of EfficientNet-Lite0, which sees them at {SIDE} pixels. It is no FID
-and not to be compared with one; less is better. Held-out emoji often have a sibling of another skin
-tone in training, which is also among what is retrieved.
+codes, in the averaged last map of EfficientNet-Lite0, which sees them at {SIDE} pixels. It is no
+FID and not to be compared with one; less is better. Held-out emoji often have a sibling of another
+skin tone in training, which is also among what is retrieved.
 
 Intervals are of 95 %. Of shares: Wilson's over the answers of all seeds, or that of Student's t
 over seeds where it is wider; of distances and losses: t over seeds. **Shown** means that the

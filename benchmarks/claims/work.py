@@ -26,7 +26,7 @@ from cm3leon_jax.data.prepare import prepare
 from cm3leon_jax.decoding.generator import Generator, load
 from cm3leon_jax.start import adopt
 
-# Estimates of one core: FLOPs a second in training, and seconds of all else. Questions are as of 256
+# Estimates of one core: FLOPs a second in training, and seconds of all else, of questions about 256
 # pictures in 16 codes.
 FLOPS = 4.2e10
 SECONDS = {"pictures": 5, "captions": 5, "loss": 5, "decoded": 5, "pools": 90, "tasks": 90}
