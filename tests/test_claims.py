@@ -38,7 +38,10 @@ FEW = {
         claims=(Claim("pictures", ("1.5", "7"), "1"),),
     ),
     "d": replace(
-        PARTS["d"], rows={"base": {}, "again": {}}, claims=(Claim("loss", "again", "base"),)
+        PARTS["d"],
+        rows={"base": {}, "again": {}},
+        claims=(Claim("loss", "again", "base"),),
+        sources=(),
     ),
 }
 
