@@ -3,7 +3,7 @@ questions.
 
 Expect: held-out captions drawn, pictures told exactly, maps, boxes and letters too; three in four
 edits and questions: docs/quickstart.md.
-Cost: about 19 minutes on two idle CPU cores, 1.5 GiB of memory.
+Cost: about 19 minutes on two idle CPU cores; memory 1.5 GiB, of a third of the data.
 Run:  cm3leon quickstart --config tiny --workdir runs/tiny
 """
 

@@ -19,6 +19,7 @@ from benchmarks.claims.work import list_units
 from cm3leon_jax import checkpoint, config
 from cm3leon_jax.data import loader
 from cm3leon_jax.data.examples import Examples, Source
+from cm3leon_jax.decoding.generator import load
 from cm3leon_jax.tokens.document import Document, Image, Text, spans
 from cm3leon_jax.tokens.objective import code_places, draw_spans, restore, rng_for, rotate
 from cm3leon_jax.tokens.vocabulary import BREAK, EOS, Vocabulary
@@ -96,6 +97,18 @@ def test_every_cell_of_a_part_is_answered_and_is_in_its_table(work: Path) -> Non
     assert "| (d) Size of the model | not measured |" in written  # of one seed there is no interval
     assert "| (a) Retrieved documents in front of the prompt | not measured |" in written
     assert {p.name for p in (work / "docs").glob("*.svg")} >= {"claims_b.svg", "claims_d.svg"}
+
+
+def test_distances_are_to_the_real_pictures_as_decoded(work: Path, monkeypatch) -> None:
+    monkeypatch.setattr(measures, "pool_features", mean_colours)
+    c = config.from_dict(json.loads((work / "work/folder/base-0/config.json").read_text()))
+    generator = load(work / "work/folder/base-0/bundle")
+    _, real = measures.held_out(c, 4)
+    again = measures.decode_again(generator, real)
+    assert abs(measures.score(generator, again, c)["value"]) < 1e-3
+    assert measures.score(generator, real, c)["value"] > 1
+    bound = json.loads((work / "work/folder/base-0/answers/decoded.json").read_text())
+    assert bound["values"][""]["value"] == pytest.approx(measures.distance(again, real))
 
 
 def test_a_second_run_makes_only_what_is_missing(work: Path) -> None:

@@ -45,6 +45,8 @@ def test_what_is_so_is_true(sentence: str) -> None:
     "there is an orange circle", "the ring is blue", "the ring is top right",
     "the circle is red", "the red object is a ring", "the square is red", "the ring is",
     "the ring is nice", "a ring is red", "", "there is a ring", "there are objects",
+    "there are zero nice objects", "there is no nice ring", "there is no red thing",
+    "the nice ring is red", "the ring is nice red", "the ring is is red", "the ring is red or blue",
 ])  # fmt: skip
 def test_what_is_not_so_or_says_nothing_is_not(sentence: str) -> None:
     """Of two circles neither is 'the circle'."""

@@ -18,6 +18,7 @@ from benchmarks.claims.verdicts import (
     total,
 )
 from benchmarks.claims.work import model_of, read_answer, train_flops
+from cm3leon_jax import config
 from cm3leon_jax.evaluation.report import write_text
 
 MOST_SEEDS = 16
@@ -56,7 +57,8 @@ Written by `python -m benchmarks claims` (`make bench ARGS=claims`) from what it
 edit. It trains models of about a million parameters, {SEEDS} seeds of each kind, that differ in one
 thing, and asks all of them the same. Interrupted, the same command goes on where it was; `--plan`
 lists what is missing, `--parts a c`, `--source scenes`, `--seeds 1` and `--budget 60` (minutes) do
-less, `--report` only writes this page.
+less, `--report` only writes this page. Two commands, each with one `--source` and a core of its
+own, take two cores better than one that has both sources.
 
 {about}
 - Measured on: {", ".join(devices)}; {len(answers)} answers.
@@ -66,7 +68,7 @@ synthesis ([evaluation.md](evaluation.md)). Emoji have {FD}: the Frechet distanc
 the drawn and the real pictures of the same held-out captions, these as decoded from their own
 codes, in the averaged last map of EfficientNet-Lite0, which sees them at {SIDE} pixels. It is no
 FID and not to be compared with one; less is better. Held-out emoji often have a sibling of another
-skin tone in training, which is also among what is retrieved.
+skin tone in training, which may be among what is retrieved.
 
 Intervals are of 95 %. Of shares: Wilson's over the answers of all seeds, or that of Student's t
 over seeds where it is wider; of distances and losses: t over seeds. **Shown** means that the
@@ -77,11 +79,12 @@ one; **not shown**, that they overlap."""
 def _describe(folder: Path, setup: Setup) -> str:
     c, bound = setup.experiment, read_answer(folder, DECODED, 0)
     size, codes, train = c.image_tokenizer.size, c.model.image_tokens, c.train
+    pools = f", {setup.pooled} in (c)" if setup.pooled else ""
     told = f"{_cell(summarize([bound['values']['']]))}" if bound else NOT_MEASURED
     return (
         f"- **{folder.name}**, {size} x {size} pixels in {codes} codes: {train.steps:,} steps of"
         f" {train.batch} rows of\n  {c.data.row_length} tokens. Up to {setup.count} held-out"
-        f" pictures and captions are asked for, {setup.pooled} in (c). Real\n  pictures, decoded"
+        f" pictures and captions are asked for{pools}. Real\n  pictures, decoded"
         f" from their own codes, against their pixels: {told}."
     )
 
@@ -150,19 +153,21 @@ def _models(setups: Mapping[str, Setup]) -> str:
     told = {
         "base": "all others differ from it in this",
         "across": "`objective.whole_segment=0.0`, and spans cross `<break>`",
-        "tuned": "goes on from `base`, on all tasks",
+        "tuned": "goes on from `base` for twice its steps, on all tasks",
     }
     for model, changes in MODELS.items():
         what = ", ".join(f"`{name}={value}`" for name, value in changes.items())
-        sizes = []
-        for setup in setups.values():
-            if model == "tuned" and not setup.experiment.data.tasks:
-                sizes.append("")
-                continue
-            c = model_of(setup.experiment, model, 0)
-            sizes.append(f"{c.model.parameters:,}, {train_flops(c):.1e}")
+        sizes = [_size(setup.experiment, model) for setup in setups.values()]
         lines.append(_row(model, told.get(model, what), *sizes))
     return "## The models\n\n" + "\n".join(lines)
+
+
+def _size(base: config.Experiment, model: str) -> str:
+    """Parameters and FLOPs; nothing where there are no tasks to tune on."""
+    if model == "tuned" and not base.data.tasks:
+        return ""
+    c = model_of(base, model, 0)
+    return f"{c.model.parameters:,}, {train_flops(c):.1e}"
 
 
 def _row(*cells: str) -> str:

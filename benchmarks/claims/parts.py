@@ -23,12 +23,12 @@ TAU = {"temperature": 1.0, "top_p": 0.9}  # of the paper's sweep, where guidance
 
 @dataclass(frozen=True)
 class Setup:
-    """A source: what its base model is, how many held-out pictures are asked for, and of how many
-    of them pools are drawn."""
+    """A source: what its base model is, how many held-out pictures are asked for, and for how many
+    of them pools are drawn, if any are."""
 
     experiment: config.Experiment
     count: int
-    pooled: int
+    pooled: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Part:
         return found | {"pick": found.get("pick", "").format(row=row)}
 
 
-def _short(preset: str, source: str, **data: Any) -> config.Experiment:
-    """A preset with fewer steps, on other data."""
+def _short(preset: str, source: str, more: Options) -> config.Experiment:
+    """A preset with fewer steps, on other data, and with more changes."""
     steps = STEPS[source]
     changes = {
         "objective.whole_segment": 0.5,
@@ -72,8 +72,7 @@ def _short(preset: str, source: str, **data: Any) -> config.Experiment:
         "train.keep": 1,
         "data.source": source,
     }
-    changes |= {f"data.{name}": value for name, value in data.items()}
-    return config.replace(presets.preset(preset), changes)
+    return config.replace(presets.preset(preset), changes | dict(more))
 
 
 # Trained like the base model, but for one thing. `tuned` goes on from it (`work`), and in `across`
@@ -107,25 +106,19 @@ MODELS: dict[str, dict[str, Any]] = {
     "plain": {"retrieval.alone": 0.0, "retrieval.least": 0, "retrieval.most": 0},
     "tuned": {"train.steps": 2 * STEPS["scenes"]},
 }
-_EMOJI = _short("tiny_folder", "emoji", held_out=0.15)  # so that there are enough for a distance
+_SCENES = {"data.count": 30_000, "data.sample": 30_000}
+_EMOJI = {
+    "data.held_out": 0.15,  # so that there are enough for a distance
+    "retrieval.max_score": 0.97,  # a sibling of another skin tone is no copy to be left out
+    "retrieval.max_similarity": 0.97,
+    "decode.temperature": 1.0,  # distances are between whole distributions
+    "decode.top_p": 0.9,
+    "decode.guidance": 1.0,
+}
 SETUPS = {
-    "scenes": Setup(_short("tiny", "scenes", count=30_000, sample=30_000), count=256, pooled=128),
-    # Of 64 x 64 pixels, as `tiny_folder` reads them. A sibling of another skin tone is no copy to
-    # be left out of what is retrieved. Distances are between whole distributions: no temperature.
-    "emoji": Setup(
-        config.replace(
-            _EMOJI,
-            {
-                "retrieval.max_score": 0.97,
-                "retrieval.max_similarity": 0.97,
-                "decode.temperature": 1.0,
-                "decode.top_p": 0.9,
-                "decode.guidance": 1.0,
-            },
-        ),
-        count=512,
-        pooled=256,
-    ),
+    "scenes": Setup(_short("tiny", "scenes", _SCENES), count=256, pooled=128),
+    # Of 64 x 64 pixels, as `tiny_folder` reads them.
+    "emoji": Setup(_short("tiny_folder", "emoji", _EMOJI), count=512),
 }
 ASKED = (
     *("captions", "questions", "explained", "edits", "edges to image", "segmentation to image"),

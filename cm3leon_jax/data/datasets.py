@@ -86,7 +86,7 @@ def _open(source: str, fields: str) -> _Dataset:
     paths = _parse_fields(fields or MAPS.get(builder.name, ""), builder)
     try:
         return _Dataset(builder, split, builder.as_data_source(split), paths)
-    except (NotImplementedError, AssertionError, ValueError) as error:
+    except (NotImplementedError, AssertionError, ValueError) as error:  # no files, or no such split
         if not builder.is_prepared():
             make = f"tfds build {name} --file_format=array_record"
             raise ValueError(f"{source} is not on this machine: run `{make}` first") from None

@@ -6,15 +6,16 @@ They say what `scene_text.questions` asks, so that a model learns from one pictu
 object by what is said of it; a caption goes through the objects in their order.
 """
 
-import re
+from itertools import product
 
 import numpy as np
 
-from cm3leon_jax.data.scene_text import NUMBERS, Phrase, questions, scan_phrase
-from cm3leon_jax.data.scenes import Object, Scene
+from cm3leon_jax.data.scene_text import NUMBERS, questions
+from cm3leon_jax.data.scenes import COLOURS, LETTERS, SHAPES, Object, Scene, noun
 
 SENTENCES = 8  # of a paragraph at most
 DRAWS = 2  # of questions, of which it is made
+NOUNS = frozenset(noun(shape).lower() for shape in SHAPES + LETTERS)
 
 
 def paragraph(scene: Scene, rng: np.random.Generator) -> str:
@@ -45,27 +46,34 @@ def all_true(text: str, scene: Scene) -> bool:
 
 
 def is_true(sentence: str, scene: Scene) -> bool:
-    """Whether a sentence says something of a scene, and that is so; 'the' needs a single object."""
-    sentence = sentence.lower()
-    if found := re.fullmatch(r"the background is (\w+)", sentence):
-        return found[1] == scene.background
-    if found := re.fullmatch(r"there (?:is|are) (\w+)( \w+)? objects?", sentence):
-        colour = (found[2] or "").strip()
-        count = sum(colour in ("", o.colour) for o in scene.objects)
-        return found[1] == NUMBERS[count]
-    if found := re.fullmatch(r"there is (an?|no) (\w+) ([\w ]+)", sentence):
-        thing = scan_phrase(f"{found[2]} {found[3]}", scene.grid)
-        there = any(_fits(thing, o) for o in scene.objects)
-        return None not in (thing.colour, thing.shape) and there != (found[1] == "no")
-    if found := re.fullmatch(r"the (.+) is (.+)", sentence):
-        name, said = (scan_phrase(part, scene.grid) for part in found.groups())
-        named = [o for o in scene.objects if _fits(name, o)]
-        says = any(word is not None for word in said)
-        return len(named) == 1 and says and _fits(said, named[0])
+    """Whether a sentence of a form of `state` is true; 'the' needs a single object."""
+    match sentence.lower().split():
+        case ["the", "background", "is", colour]:
+            return colour == scene.background
+        case ["there", "is" | "are", number, "object" | "objects"]:
+            return number == NUMBERS[len(scene.objects)]
+        case ["there", "is" | "are", number, colour, "object" | "objects"]:
+            same = sum(o.colour == colour for o in scene.objects)
+            return colour in COLOURS and number == NUMBERS[same]
+        case ["there", "is", "a" | "an" | "no" as article, colour, *shape]:
+            if colour not in COLOURS or " ".join(shape) not in NOUNS:
+                return False
+            there = any([o.colour, *_noun(o).split()] == [colour, *shape] for o in scene.objects)
+            return there == (article != "no")
+        case ["the", *words] if "is" in words:
+            at = words.index("is")
+            named = [o for o in scene.objects if " ".join(words[:at]) in _names(scene, o)]
+            said = " ".join(words[at + 1 :])
+            so = [said in (o.colour, f"a {_noun(o)}", o.size, scene.place(o)) for o in named]
+            return so == [True]
     return False
 
 
-def _fits(phrase: Phrase, o: Object) -> bool:
-    """Whether all that a phrase says is so of an object."""
-    told = (o.shape, o.colour, o.size, o.cell)
-    return all(said in (None, own) for said, own in zip(phrase, told, strict=True))
+def _names(scene: Scene, o: Object) -> set[str]:
+    """All that an object may be called."""
+    parts = ("", o.size), ("", o.colour), ("object", _noun(o)), ("", scene.place(o))
+    return {" ".join(filter(None, words)) for words in product(*parts)}
+
+
+def _noun(o: Object) -> str:
+    return noun(o.shape).lower()

@@ -4,6 +4,7 @@
     edges, segmentation, ..._of   (outline, map picture, image)
     boxes, grounded               (outline, image) with boxes
     write                         (word, image of its letters)
+    long                          (paragraph, image)
     any other                     (caption, image) with boxes, a question and its answer
 
 An outline says colours, shapes and background; places and sizes are read from the map or boxes.

@@ -76,17 +76,8 @@ def scan_caption(text: str, grid: int = 2) -> tuple[list[Phrase], str | None]:
     background = last.strip() if clauses and last.strip() in BACKGROUNDS else None
     if background is None:
         clauses.append(last)
-    phrases = [scan_phrase(part, grid) for part in re.split(r",|\band\b", " and ".join(clauses))]
+    phrases = [_scan_phrase(part, grid) for part in re.split(r",|\band\b", " and ".join(clauses))]
     return [p for p in phrases if any(word is not None for word in p)], background
-
-
-def scan_phrase(text: str, grid: int) -> Phrase:
-    """Reads one clause such as 'a small red circle top left'; unknown words are passed over."""
-    letter = re.search(r"\bletter ([a-z])\b", text)
-    shape = letter[1].upper() if letter else _find(SHAPES, text)
-    place = _find(PLACES[grid], text)
-    cell = None if place is None else PLACES[grid].index(place)
-    return Phrase(shape, _find(COLOURS, text), _find(SIZES, text), cell)
 
 
 def refer(scene: Scene, o: Object, hide: str = "") -> str | None:
@@ -188,6 +179,15 @@ def _canonical(text: str) -> str:
     for pattern, instead in _VARIANTS:
         text = re.sub(pattern, instead, text)
     return re.sub(r" on a (\w+)$", r" on \1", text)
+
+
+def _scan_phrase(text: str, grid: int) -> Phrase:
+    """Reads one clause such as 'a small red circle top left'; unknown words are passed over."""
+    letter = re.search(r"\bletter ([a-z])\b", text)
+    shape = letter[1].upper() if letter else _find(SHAPES, text)
+    place = _find(PLACES[grid], text)
+    cell = None if place is None else PLACES[grid].index(place)
+    return Phrase(shape, _find(COLOURS, text), _find(SIZES, text), cell)
 
 
 def _find(words: Iterable[str], text: str) -> str | None:
