@@ -47,6 +47,7 @@ def _copy_results(experiment: config.Experiment, workdir: Path, target: Path) ->
             for path in (workdir / "documents").glob(pattern):
                 checkpoint.link(path, target / "memory" / path.name)
     add_upscaler(workdir, target)
+    _copy_notice(workdir, target)
     (target / "card.md").write_text(card(experiment, _made(workdir, target)))
 
 
@@ -58,7 +59,14 @@ def add_upscaler(workdir: Path, bundle: Path) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
         shutil.copytree(source / "network", unfinished / "network")
         shutil.copy(source / "config.json", unfinished)
+        _copy_notice(source, unfinished)
         unfinished.rename(target)
+
+
+def _copy_notice(source: Path, target: Path) -> None:
+    """What the licence of converted weights forbids, which loading prints."""
+    if (source / "notice.txt").exists():
+        shutil.copy(source / "notice.txt", target)
 
 
 def _made(workdir: Path, bundle: Path) -> Made:

@@ -23,7 +23,7 @@ from cm3leon_jax.tokens.text import TextTokenizer
 from cm3leon_jax.tokens.vocabulary import BREAK
 
 TEXTS = ["a red ring", "a blue ring", "two rings", "no ring at all", "a dot", "red dots"]
-CHANGES = {"retrieval.max_score": 1.0, "retrieval.max_similarity": 1.0, "model.context": 96}
+CHANGES = {"retrieval.max_score": 1.0, "retrieval.max_similarity": 1.0, "model.context": 128}
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +54,22 @@ def workdir(tmp_path_factory) -> Path:
     write_mapped_part(folder, "train.vectors", 0, 1, vectors)
     finish_mapped(folder, "train.vectors", 1, made_by)
     (folder / "skipped.txt").write_text("")
+    (workdir / "notice.txt").write_text("the image tokenizer: research only\n")  # converted
     checkpoint.write_json(folder / "licenses.json", {"CC0-1.0": len(TEXTS)})
     bundle.write_bundle(c, workdir, Transformer(c.model, rngs=nnx.Rngs(0)))
     return workdir
 
 
 @pytest.fixture(scope="module")
-def generator(workdir, tmp_path_factory) -> cm3.Generator:
+def moved(workdir, tmp_path_factory) -> Path:
     moved = tmp_path_factory.mktemp("elsewhere") / "bundle"
     (workdir / "bundle").rename(moved)
     (workdir / "documents" / "train.index.json").unlink()  # a bundle needs nothing of its run
+    return moved
+
+
+@pytest.fixture(scope="module")
+def generator(moved) -> cm3.Generator:
     return cm3.load(moved)
 
 
@@ -155,6 +161,44 @@ def test_documents_stand_in_front_of_every_task(generator, workdir, monkeypatch)
         for row, bare, front in zip(seen, without, fronts * rows):
             # Sentinels are numbered within the document, so what follows is as without.
             np.testing.assert_array_equal(row, [*front, BREAK, *bare[1:]])
+
+
+def test_documents_that_do_not_fit_the_context_are_left_out(generator, workdir):
+    def short(context: int) -> cm3.Generator:
+        changes = {"model.context": context, "data.row_length": context}
+        c = config.replace(generator.experiment, changes)
+        model = Transformer(c.model, rngs=nnx.Rngs(0))
+        return replace(generator, experiment=c, transformer=model)
+
+    picture = Pillow.fromarray(np.load(workdir / "pixels.npy")[3])
+    images = lambda g, n: pixels(g.images("a red ring", documents=n))  # noqa: E731
+    captions = lambda g, n: g.caption(picture, documents=n)  # noqa: E731
+    pieces = len(generator.text.encode("a red ring"))
+    limit = generator.experiment.decode.text_tokens
+    for draw, alone in ((images, 1 + pieces + 1 + 4), (captions, 9 + limit)):
+        g = short(alone + 6)  # the shortest document is <break>, a piece, <break>, 4 codes
+        np.testing.assert_array_equal(draw(g, 2), draw(g, 0))
+        assert np.any(draw(generator, 2) != draw(generator, 0))
+
+
+def test_a_bundle_is_known_by_its_networks_on_every_machine(generator, moved, monkeypatch):
+    monkeypatch.setattr("cm3leon_jax.models.transformer.APART", 0)
+    apart = cm3.load(moved)
+    assert not apart.transformer.is_stacked
+    assert len(apart.identity) == 16
+    assert apart.identity == generator.identity != cm3.load(moved, int8=True).identity
+
+
+def test_the_memory_of_a_remote_bundle_is_left_out(moved, capsys, monkeypatch):
+    for name in ("local", "read_experiment"):  # as if a bucket were mounted
+        real = getattr(checkpoint, name)
+        monkeypatch.setattr(
+            f"cm3leon_jax.decoding.generator.{name}", lambda _, real=real: real(moved)
+        )
+    assert cm3.load("gs://bucket/bundle").memory is None
+    said = capsys.readouterr().err
+    assert "memory/ is not opened, copy the bundle" in said
+    assert "the image tokenizer: research only" in said
 
 
 def test_more_documents_than_training_had_are_refused(generator):

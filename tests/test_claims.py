@@ -14,7 +14,7 @@ from prepared import write_workdir
 from benchmarks import claims
 from benchmarks.claims import crossing, measures, page, verdicts
 from benchmarks.claims.parts import PARTS, SEEDS, SETUPS, Claim, Setup
-from benchmarks.claims.verdicts import Found, judge, summarize
+from benchmarks.claims.verdicts import Found, difference, judge, summarize
 from benchmarks.claims.work import list_units
 from cm3leon_jax import checkpoint, config
 from cm3leon_jax.data import loader
@@ -36,7 +36,7 @@ FEW = {
     "b": replace(
         PARTS["b"],
         rows={name: PARTS["b"].rows[name] for name in ("1", "1.5", "7")},
-        claims=(Claim("pictures", ("1.5", "7"), "1"),),
+        claims=(Claim("pictures", "1.5", "1"),),
     ),
     "d": replace(
         PARTS["d"],
@@ -145,11 +145,12 @@ def test_the_page_of_the_shipped_parts_can_be_written_before_anything_is_measure
 
 def test_answers_of_two_protocols_are_not_put_together(work: Path) -> None:
     (path,) = work.glob("work/folder/base-0/answers/pictures_guidance=1.5*")
+    c = config.from_dict(json.loads((work / "work/folder/base-0/config.json").read_text()))
     content = path.read_text()
     try:
         path.write_text(content.replace('"size": 8', '"size": 16'))
         with pytest.raises(ValueError, match=r"size=8: .* pictures has 16; use the same to comp"):
-            verdicts.read_table(work / "work/folder", FEW["b"], 1)
+            verdicts.read_table(work / "work/folder", FEW["b"], Setup(c, 4, 4), 1)
     finally:
         path.write_text(content)
 
@@ -159,8 +160,7 @@ def test_all_parts_have_the_rows_and_columns_that_they_claim_about() -> None:
     assert len({unit.result for unit in units}) == len(units)
     for part in PARTS.values():
         for claim in part.claims:
-            rows = (claim.better,) if isinstance(claim.better, str) else claim.better
-            assert {*rows, claim.worse} <= {*part.rows}
+            assert {claim.better, claim.worse} <= {*part.rows}
             assert {claim.column, claim.worse_column or claim.column} <= {*part.columns}
 
 
@@ -175,20 +175,30 @@ def test_all_parts_have_the_rows_and_columns_that_they_claim_about() -> None:
     ],
 )
 def test_a_claim_is_shown_where_intervals_do_not_overlap(better, worse, verdict: str) -> None:
-    one, other = (Found(0.4, *bounds, 3) for bounds in (better, worse))
+    one, other = (Found(0.4, *bounds, {}) for bounds in (better, worse))
     assert judge(one, other, is_larger_better=True) == verdict
     assert judge(other, one, is_larger_better=False) == verdict  # of losses less is better
     assert judge(one, None, is_larger_better=True) == "not measured"
 
 
 def test_intervals_are_the_wider_of_answers_and_seeds() -> None:
-    alike = summarize([{"right": 50, "count": 100}] * 3)
+    alike = summarize({seed: {"right": 50, "count": 100} for seed in range(3)})
     assert alike.low == pytest.approx(0.4438, abs=1e-4)  # Wilson's of 150 of 300
-    apart = summarize([{"right": n, "count": 100} for n in (40, 50, 60)])
-    assert apart.low == pytest.approx(0.5 - 4.303 * 0.1 / 3**0.5)  # Student's, 2 degrees
-    losses = summarize([{"value": x} for x in (1.0, 2.0, 3.0)])
-    assert (losses.low, losses.high) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5))
-    assert summarize([{"value": 1.0}]) == Found(1.0, None, None, 1)
+    apart = summarize({n: {"right": n, "count": 100} for n in (40, 50, 60)})
+    assert apart.low == pytest.approx(0.5 - 4.302653 * 0.1 / 3**0.5)  # Student's, 2 degrees
+    losses = summarize({seed: {"value": 1.0 + seed} for seed in range(3)})
+    assert (losses.low, losses.high) == pytest.approx(
+        (2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5)
+    )
+    assert summarize({4: {"value": 1.0}}) == Found(1.0, None, None, {4: 1.0})
+
+
+def test_the_difference_of_two_values_is_that_of_their_seeds() -> None:
+    one = summarize({0: {"value": 1.0}, 1: {"value": 5.0}, 2: {"value": 3.0}})
+    other = summarize({2: {"value": 2.0}, 1: {"value": 4.0}, 3: {"value": 9.0}})
+    assert difference(one, other) == Found(1.0, 1.0, 1.0, {1: 1.0, 2: 1.0})
+    assert judge(one, other, is_larger_better=True) == "not shown"
+    assert difference(one, summarize({7: {"value": 1.0}})) is None
 
 
 @pytest.mark.parametrize(
@@ -196,7 +206,8 @@ def test_intervals_are_the_wider_of_answers_and_seeds() -> None:
     [
         (["shown", "shown"], "shown"),
         (["shown", "not shown", "not measured"], "shown for 1 of 3"),
-        (["not shown", "the opposite"], "not shown"),
+        (["not shown", "the opposite"], "the opposite for 1 of 2"),
+        (["shown", "shown", "the opposite"], "shown for 2 of 3, the opposite for 1 of 3"),
         (["not shown", "not measured"], "not measured"),
     ],
 )

@@ -23,6 +23,7 @@ from cm3leon_jax.data.structures import MAPS
 from cm3leon_jax.demo import answers
 from cm3leon_jax.demo.canvas import MAX_BYTES, open_upload, read_canvas, to_url
 from cm3leon_jax.demo.figures import Part, show
+from cm3leon_jax.demo.server import make_server
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.models.vqgan import VQGAN
 from cm3leon_jax.tokens.document import Document, Image, Text
@@ -175,6 +176,10 @@ def test_a_document_grows_by_what_a_person_and_the_model_add(generator, picture)
     assert longer.segments[:3] == document.segments
     assert parts[3].content == "red"
     assert len(longer.segments) == 5
+    refused = answers.interleave(generator, longer, "a <mask>", canvas(), 1, 0)
+    assert next(refused)[1] is longer  # what is refused is not kept
+    with pytest.raises(ValueError, match="document holes=1: use one without"):
+        next(refused)
 
 
 def test_what_fails_while_one_watches_is_raised():
@@ -242,6 +247,19 @@ def test_bad_input_is_one_line(tmp_path, capsys, monkeypatch):
     assert "port=99999: " in refused("--port", "99999")
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert refused() == "cm3leon: demo needs Gradio: pip install 'cm3leon_jax[demo]'"
+
+
+def test_pages_of_other_sites_are_answered_nothing(generator, tmp_path, monkeypatch):
+    from starlette.testclient import TestClient
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    client = TestClient(make_server(generator).config.app, base_url="http://127.0.0.1:7860")
+    files = {"files": ("a.txt", b"a")}
+    for origin, code in (("http://elsewhere", 403), ("null", 403), ("http://127.0.0.1:7860", 200)):
+        sent = client.post("/gradio_api/upload", files=files, headers={"origin": origin})
+        assert sent.status_code == code
+    assert client.get("/").status_code == 200
+    assert client.get("/", headers={"host": "elsewhere"}).status_code == 400
 
 
 @pytest.mark.skipif(None in (CHROMIUM, DRIVER), reason="no chromium with its chromedriver")

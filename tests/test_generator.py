@@ -59,6 +59,13 @@ def test_images_repeat_by_seed_and_differ_by_number(generator):
     assert len(np.unique(first.reshape(4, -1), axis=0)) > 1
 
 
+def test_every_bit_of_a_seed_counts_and_more_columns_than_there_are_keep_all(generator):
+    low, high = (pixels(generator.images("bad cab", n=4, seed=seed)) for seed in (5, 2**32 + 5))
+    assert np.any(low != high)
+    many = pixels(generator.images("bad cab", n=4, seed=5, top_k=2**40))
+    np.testing.assert_array_equal(many, low)
+
+
 def test_guidance_1_needs_no_second_stream(generator, monkeypatch):
     streams = []
 
@@ -138,7 +145,7 @@ def test_wrong_arguments_are_named(generator, arguments, message):
 
 
 def test_a_document_without_a_hole_cannot_be_filled(generator, picture):
-    with pytest.raises(ValueError, match="a document with a hole"):
+    with pytest.raises(ValueError, match="document holes=0: use a document with a hole"):
         generator.infill(generator.document("a red ring", picture))
 
 

@@ -330,7 +330,8 @@ WRONG = [
     (lambda g, p: g.images("a", mixed=True, contrastive=2), "candidates=1: use 2 or more"),
     (lambda g, p: g.images("a", contrastive=0), "contrastive=0: use 1"),
     (lambda g, p: g.images("a", contrastive=2, guidance=3), "guidance=3: use it or contrastive"),
-    (lambda g, p: g.images("a", seed=-1), "seed=-1: use 0 or more"),
+    (lambda g, p: g.images("a", seed=-1), "seed=-1: use a whole number"),
+    (lambda g, p: g.images("a", seed=None), "seed=None: use a whole number"),
     (lambda g, p: replace(g, clip=None).images("a", candidates=2), "clip=None: use a bundle with"),
     (lambda g, p: g.caption(p, style="odd"), "style='odd': use one of 'short', 'long'"),
     (lambda g, p: g.answer(p, " "), "question=' ': use some text"),
@@ -354,7 +355,7 @@ WRONG = [
     ),
     (lambda g, p: g.infill(Document([Image([1, 2])])), "codes of an image=2: use 16"),
     (lambda g, p: g.infill(Document([Image([MASK, 2, MASK])])), "codes of an image=3: use 16"),
-    (lambda g, p: g.complete(g.document("a <mask>")), "use one without holes"),
+    (lambda g, p: g.complete(g.document("a <mask>")), "document holes=1: use one without"),
     (lambda g, p: g.complete(g.document("a"), 0), "max_segments=0: use at least 1"),
 ]
 

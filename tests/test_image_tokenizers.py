@@ -15,6 +15,7 @@ from vq_oracles import CODES, DIFFUSERS, GOLDEN, SIDE, draw, pictures
 
 from cm3leon_jax import checkpoint, cli, config
 from cm3leon_jax.interop import torch_file, vq
+from cm3leon_jax.interop.cards import read_licence
 from cm3leon_jax.interop.convert import convert
 from cm3leon_jax.interop.shards import write_file
 from cm3leon_jax.models.vqgan import VQGAN
@@ -123,6 +124,33 @@ def test_a_converted_image_tokenizer_begins_a_work_directory(tmp_path, capsys):
     assert experiment.image_tokenizer.normalize
     assert (target / "image_tokenizer" / "network").is_dir()
     assert "sha256" in (target / "card.md").read_text()
+
+
+def test_a_file_is_what_its_tensors_say_and_not_what_lies_beside_it(tmp_path, capsys):
+    folder = write(tmp_path / "vq", "llamagen")
+    (source,) = folder.glob("*.safetensors")
+    (folder / "config.json").write_text('{"model_type": "chameleon"}')
+    (folder / "LICENSE").write_text("MIT License\n")
+    line = ["convert", str(source), str(tmp_path / "run"), "--size", str(SIDE), "--config", "tiny"]
+    assert cli.main(line) == 0, capsys.readouterr().err
+    assert "not stated" in (tmp_path / "run" / "card.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "licence", "is_open"),
+    [
+        ("LICENSE", "\n  MIT License\n\nCopyright", "mit", True),
+        ("LICENSE.txt", "Apache License\nVersion 2.0", "apache-2.0", True),
+        ("LICENSE", "Chameleon Research License", "Chameleon Research License", False),
+        ("README.md", "---\nlicense:\n- mit\n---\n", "mit", True),
+        ("README.md", '---\nlicense: "cc-by-nc-4.0"\n---\n', "cc-by-nc-4.0", False),
+        ("README.md", "no front matter", "", False),
+    ],
+)
+def test_licences_are_read_from_a_folder(tmp_path, name, text, licence, is_open):
+    (tmp_path / name).write_text(text)
+    found = read_licence(tmp_path)
+    assert (found.name, not found.notice) == (licence, is_open)
 
 
 def _rename(shapes):

@@ -136,6 +136,23 @@ def test_every_mode_keeps_its_colours(data, top, bottom):
     assert tuple(image[7, 7]) == bottom
 
 
+def test_pictures_of_pillow_and_arrays_are_read_as_their_files_are():
+    for mode in ("LA", "RGBA", "L", "RGB", "CMYK", "P"):
+        image = noise().convert(mode)
+        if "A" in mode:
+            image.putalpha(51)
+        expected = open_picture(encode(image, "TIFF" if mode == "CMYK" else "PNG"), 8)
+        np.testing.assert_array_equal(open_picture(image, 8), expected)
+        if mode in ("RGBA", "L", "RGB"):
+            np.testing.assert_array_equal(open_picture(np.asarray(image), 8), expected)
+
+
+@pytest.mark.parametrize("pixels", [np.zeros((4, 4, 3)), np.zeros((4, 4, 2, 3), np.uint8)])
+def test_arrays_that_are_no_pictures_are_refused(pixels):
+    with pytest.raises(BadPicture, match=r"of shape .*: use uint8 \[Y, X, 3\]"):
+        open_picture(pixels, 8)
+
+
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_pixels_without_a_range_are_refused(mode):
     with pytest.raises(BadPicture, match="no known range"):
@@ -147,7 +164,9 @@ def test_the_camera_orientation_is_applied():
     image.paste(RED, (0, 0, 32, 16))  # red above
     exif = Image.Exif()
     exif[0x0112] = 6  # "turn by 90 degrees clockwise to see it upright"
-    turned = open_picture(encode(image, "JPEG", exif=exif, quality=95, subsampling=0), 8)
+    data = encode(image, "JPEG", exif=exif, quality=95, subsampling=0)
+    turned = open_picture(data, 8)
+    np.testing.assert_array_equal(open_picture(Image.open(io.BytesIO(data)), 8), turned)
     np.testing.assert_allclose(turned[:, 6], np.broadcast_to(RED, (8, 3)), atol=12)
     np.testing.assert_allclose(turned[:, 1], np.broadcast_to(WHITE, (8, 3)), atol=12)
 

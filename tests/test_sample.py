@@ -66,7 +66,7 @@ def test_an_interval_and_large_steps_are_asked_for_and_told(fake, folder):
 
 def test_another_bundle_is_told_apart(fake, folder):
     assert main(["sample", "b", "a ring", "--out", "a.png"]) == 0
-    fake.transformer["weight"] = fake.transformer["weight"] * 1.5
+    fake.identity = "f" * 16
     assert main(["sample", "b", "a ring", "--out", "b.png"]) == 0
     assert Image.open("a.png").text["bundle"] != Image.open("b.png").text["bundle"]
 

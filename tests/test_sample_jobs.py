@@ -186,7 +186,7 @@ def test_an_answered_id_with_other_fields_is_bad_and_another_bundle_an_error(fak
     write_job(*LINES[:3], {**LINES[3], "seed": 9}, *LINES[4:])
     assert run_job() == 0
     assert "job.jsonl:4: id='r3': use another id" in Path("out/skipped.txt").read_text()
-    fake.transformer["weight"] = fake.transformer["weight"] + 1
+    fake.identity = "f" * 16
     assert run_job() == 2
     assert "use another folder than out" in capsys.readouterr().err
 
@@ -218,7 +218,7 @@ def test_pictures_are_enlarged_where_that_is_asked_for_and_told(fake, folder):
     assert run_job() == 0
     assert "upscaler=None" in Path("out/skipped.txt").read_text()
     assert set(files("*.png")) == {"b-0.png"}
-    fake.upscaler = {"weight": np.ones((2, 3))}  # now it is another bundle
+    fake.upscaler, fake.identity = "an upscaler", "f" * 16  # now it is another bundle
     assert run_job() == 2
     assert main(["sample", "b", "--requests", "job.jsonl", "--out", "new"]) == 0
     sizes = {path.name: Image.open(path).size[0] for path in Path("new").glob("*.png")}

@@ -126,6 +126,9 @@ def test_one_command_makes_a_file_the_upscaler_of_a_bundle(tmp_path, capsys):
     assert "research only" in (target / "notice.txt").read_text()
     assert main(["convert", str(tmp_path / "x2.safetensors"), str(target)]) == 2
     assert "is there already" in capsys.readouterr().err
+    again = ["convert", str(tmp_path / "x2.safetensors"), str(tmp_path / "new"), "--size", "32"]
+    assert main(again) == 2
+    assert "leave --size, --config and --gin_file out" in capsys.readouterr().err
 
 
 def test_what_is_no_rrdbnet_is_refused_by_name():

@@ -25,7 +25,7 @@ from cm3leon_jax.decoding.generator import Generator
 from cm3leon_jax.evaluation import fid, scene_tasks, scenes
 from cm3leon_jax.interop.efficientnet import load_features
 from cm3leon_jax.models.image_codes import decode_codes, encode_pictures
-from cm3leon_jax.tokens.document import Document, spans
+from cm3leon_jax.tokens.document import Document, Text, spans
 from cm3leon_jax.tokens.objective import rng_for
 from cm3leon_jax.tokens.packing import Example, fill_row, stack
 from cm3leon_jax.tokens.vocabulary import Vocabulary
@@ -119,19 +119,25 @@ def decoded(generator: Generator, setup: Setup, run: Path) -> dict[str, Value]:
 
 
 def loss(generator: Generator, setup: Setup, run: Path, documents: int = 0) -> dict[str, Value]:
-    """Nats per token of held-out documents without spans, behind retrieved ones: "loss", and of
-    its parts "text" and "image". "caption" is that of the caption as a span behind its picture."""
-    c = setup.experiment
-    always = {"retrieval.least": c.retrieval.most, "retrieval.alone": 0.0}
-    source = stages.open_held_out(config.replace(c, always), run)
+    """Nats per token of held-out documents without spans, behind those that are found by their
+    text: "loss", and of its parts "text" and "image". "caption" is that of the caption as a span
+    behind its picture. What the text finds tells of the text, so behind it only "image" counts."""
+    c, vocabulary = setup.experiment, Vocabulary.of(setup.experiment.model)
+    source = stages.open_held_out(c, run)
     some = range(min(setup.count, len(source)))
-    whole = [source.document(i, rng_for(0, 0, i)) for i in some]
-    behind = [Document(d.segments, d.retrieved[:documents]) for d in whole]
-    vocabulary = Vocabulary.of(c.model)
+    mains = [source.document(i, rng_for(0, 0, i)).segments for i in some]
+    texts = [next(s.ids for s in main if isinstance(s, Text)) for main in mains]
+    found = generator.find([generator.text.decode(ids) for ids in texts], documents)
+    behind = [
+        Document(
+            main, generator.fit(near, lambda d, m=main: [Document(m, d).to_ids(vocabulary)], 2)
+        )
+        for main, near in zip(mains, found)
+    ]
     plain = _mean_losses(generator, [_unmasked(d, vocabulary) for d in behind])
     masked = _mean_losses(generator, [_caption_last(d, vocabulary) for d in behind])
-    found = {"loss": plain["loss"], "text": plain["text_loss"], "image": plain["image_loss"]}
-    return {name: {"value": x} for name, x in (found | {"caption": masked["text_loss"]}).items()}
+    nats = {"loss": plain["loss"], "text": plain["text_loss"], "image": plain["image_loss"]}
+    return {name: {"value": x} for name, x in (nats | {"caption": masked["text_loss"]}).items()}
 
 
 ASKS: dict[str, Callable[..., dict[str, Value]]] = {
@@ -226,8 +232,8 @@ def _caption_last(document: Document, vocabulary: Vocabulary) -> Example:
 
 def _mean_losses(generator: Generator, examples: Sequence[Example]) -> dict[str, float]:
     c = generator.experiment
-    rows = [fill_row([example], c.data.row_length) for example in examples]
-    rows += [fill_row([], c.data.row_length)] * (-len(rows) % BATCH)
+    rows = [fill_row([example], c.model.context) for example in examples]
+    rows += [fill_row([], c.model.context)] * (-len(rows) % BATCH)
     batches = (stack(rows[i : i + BATCH]) for i in range(0, len(rows), BATCH))
     parts = [_losses(c, generator.transformer, batch) for batch in batches]
     sums = jax.tree.map(lambda *x: sum(x), *parts)

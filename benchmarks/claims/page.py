@@ -12,6 +12,7 @@ from benchmarks.claims.verdicts import (
     Found,
     Judged,
     Table,
+    difference,
     judge_all,
     read_table,
     summarize,
@@ -30,7 +31,7 @@ def write_page(work: Path, docs: Path, setups: Mapping[str, Setup]) -> None:
     lines, sections = [], []
     for letter, part in sorted(PARTS.items()):
         sources = [name for name in setups if name in (part.sources or setups)]
-        tables = {name: read_table(work / name, part, MOST_SEEDS) for name in sources}
+        tables = {n: read_table(work / n, part, setups[n], MOST_SEEDS) for n in sources}
         judged = {name: judge_all(part, tables[name], name) for name in sources}
         cells = [_total(judged[name]) if name in sources else "" for name in setups]
         lines.append(_row(f"({letter}) {part.title}", *cells))
@@ -73,14 +74,15 @@ skin tone in training, which may be among what is retrieved.
 Intervals are of 95 %. Of shares: Wilson's over the answers of all seeds, or that of Student's t
 over seeds where it is wider; of distances and losses: t over seeds. **Shown** means that the
 intervals do not overlap, in the paper's direction; **the opposite**, that they do not in the other
-one; **not shown**, that they overlap."""
+one; **not shown**, that they overlap. Models of one seed begin alike and read the same in the same
+order: "seed by seed" is the mean difference of such pairs, and its interval of t."""
 
 
 def _describe(folder: Path, setup: Setup) -> str:
     c, bound = setup.experiment, read_answer(folder, DECODED, 0)
     size, codes, train = c.image_tokenizer.size, c.model.image_tokens, c.train
     pools = f", {setup.pooled} in (c)" if setup.pooled else ""
-    told = f"{_cell(summarize([bound['values']['']]))}" if bound else NOT_MEASURED
+    told = f"{_cell(summarize({0: bound['values']['']}))}" if bound else NOT_MEASURED
     return (
         f"- **{folder.name}**, {size} x {size} pixels in {codes} codes: {train.steps:,} steps of"
         f" {train.batch} rows of\n  {c.data.row_length} tokens. Up to {setup.count} held-out"
@@ -103,7 +105,8 @@ def _cell(found: Found | None) -> str:
         return "not measured yet"
     if found.low is None or found.high is None:
         return f"{_number(found.mean)} (one seed)"
-    seeds = "" if found.seeds == SEEDS else f", seeds: {found.seeds}"
+    count = len(found.by_seed)
+    seeds = "" if count == SEEDS else f", seeds: {count}"
     low, high = _number(found.low), _number(found.high)
     return f"{_number(found.mean)} ({low} to {high}{seeds})"
 
@@ -122,13 +125,21 @@ def _clause(one: Judged) -> str:
     """Both values and the verdict; of places in one row the columns are named, else the rows."""
     claim = one.claim
     if claim.worse_column:
-        what, places = f"at {one.row}", (claim.column, claim.worse_column)
+        what, places = f"at {claim.better}", (claim.column, claim.worse_column)
     else:
-        what, places = claim.column, (one.row, claim.worse)
+        what, places = claim.column, (claim.better, claim.worse)
     if one.better is None or one.worse is None:
         return f"{what}: {places[0]} before {places[1]} ({NOT_MEASURED} yet)"
     better, worse = (f"{_number(f.mean)} ({at})" for f, at in zip((one.better, one.worse), places))
-    return f"{what}: {better} against {worse}, {one.verdict}"
+    return f"{what}: {better} against {worse}, {one.verdict}{_paired(one.better, one.worse)}"
+
+
+def _paired(better: Found, worse: Found) -> str:
+    found = difference(better, worse)
+    if found is None or found.low is None or found.high is None:
+        return ""
+    mean, low, high = (f"{'+' * (x >= 0)}{_number(x)}" for x in found[:3] if x is not None)
+    return f" (seed by seed {mean}, {low} to {high})"
 
 
 def _total(judged: Sequence[Judged]) -> str:

@@ -33,11 +33,10 @@ class Setup:
 
 @dataclass(frozen=True)
 class Claim:
-    """The value in one place of the table is better than that in another one; of several rows that
-    may be the better one, the best."""
+    """The value in one place of the table is better than that in another one."""
 
     column: str
-    better: str | tuple[str, ...]
+    better: str
     worse: str
     worse_column: str = ""  # by default the same
 
@@ -129,7 +128,6 @@ DECODED = {"model": "base", "ask": "decoded", "pick": ""}  # beside all parts: a
 _PICTURES = {"ask": "pictures"}
 _LOSS = {"ask": "loss", "pick": "image"}
 _WHOLE_LOSS = {"ask": "loss", "pick": "loss"}
-_BETWEEN = ("1.5", "2", "3", "4", "5", "6")
 
 # In the order in which they are worth having, should there not be time for all.
 PARTS = {
@@ -143,17 +141,18 @@ PARTS = {
             "1": {"model": "behind", "documents": 1},
             "2": {"model": "behind", "documents": 2},
         },
-        {"pictures": _PICTURES, "image loss": _LOSS, "loss": _WHOLE_LOSS},
-        (Claim("pictures", "2", "0"), Claim("image loss", "2", "0"), Claim("loss", "2", "0")),
+        {"pictures": _PICTURES, "image loss": _LOSS},
+        (Claim("pictures", "2", "0"), Claim("image loss", "2", "0")),
         is_curve=True,
     ),
     "b": Part(
         "Weight of classifier-free guidance",
-        "FID over weights 1 to 7 is lowest in between, near 3, for all sizes (section 3.2)",
+        "FID over weights 1 to 7 is lowest in between, near 3, for all sizes (section 3.2); 1.5,"
+        " the best of a model of scenes that was trained before these, stands for in between",
         "guidance",
         {str(a): {"guidance": float(a)} for a in (1, 1.5, 2, 3, 4, 5, 6, 7)},
         {"pictures": _PICTURES | TAU},
-        (Claim("pictures", _BETWEEN, "1"), Claim("pictures", _BETWEEN, "7")),
+        (Claim("pictures", "1.5", "1"), Claim("pictures", "1.5", "7")),
         is_curve=True,
     ),
     "c": Part(
@@ -191,11 +190,10 @@ PARTS = {
             "with, alone": {"model": "behind"},
             "without": {"model": "plain"},
         },
-        {"pictures": _PICTURES, "image loss": _LOSS, "loss": _WHOLE_LOSS},
+        {"pictures": _PICTURES, "image loss": _LOSS},
         (
             Claim("pictures", "with, 2 documents", "without"),
             Claim("image loss", "with, 2 documents", "without"),
-            Claim("loss", "with, 2 documents", "without"),
         ),
     ),
     "f": Part(

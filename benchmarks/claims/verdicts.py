@@ -2,81 +2,87 @@
 
 Shares have Wilson's interval over all answers of all seeds or, where that is wider, the one of
 Student's t over seeds. Distances and losses have that of t over seeds, and none from one seed.
+Models of one seed begin alike and read the same in the same order, so two values of a seed are a
+pair; their difference often says more than their means.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import t as student
 
 from benchmarks.claims.measures import SHARE, unit_of
-from benchmarks.claims.parts import Claim, Part
-from benchmarks.claims.work import read_answer
+from benchmarks.claims.parts import Claim, Part, Setup
+from benchmarks.claims.work import protocol, read_answer
 from cm3leon_jax.evaluation.protocol import check_same
 from cm3leon_jax.evaluation.scenes import wilson
 
 SHOWN, OPPOSITE, NOT_SHOWN, NOT_MEASURED = "shown", "the opposite", "not shown", "not measured"
-T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % of Student's t, by the number of seeds
-NORMAL = 1.96
 
 
 class Found(NamedTuple):
-    """A mean, its 95 % interval (None: of one seed there is none), and the seeds behind it."""
+    """A mean, its 95 % interval (None: of one seed there is none), and the value of each seed."""
 
     mean: float
     low: float | None
     high: float | None
-    seeds: int
+    by_seed: Mapping[int, float]
 
 
 Table = dict[str, dict[str, Found | None]]  # column, row
 
 
-def read_table(folder: Path, part: Part, seeds: int) -> Table:
+def read_table(folder: Path, part: Part, setup: Setup, seeds: int) -> Table:
     """All that has been measured of a part in a source's folder; None where there is nothing yet,
     no row where the answer has no such value.
 
-    Raises ValueError where values of one column were measured by several protocols.
+    Raises ValueError where a value was measured by another protocol than today's.
     """
     table: Table = {}
     for column in part.columns:
         table[column] = {}
-        first: dict[str, Any] | None = None
         for row in part.rows:
             cell = part.cell(column, row)
-            found = [read_answer(folder, cell, seed) for seed in range(seeds)]
-            answers = [answer for answer in found if answer is not None]
-            for answer in answers:
-                first = first or answer["protocol"]
-                check_same(first, answer["protocol"], f"{folder} {column}")
-            values = [a["values"][cell["pick"]] for a in answers if cell["pick"] in a["values"]]
+            found = {seed: read_answer(folder, cell, seed) for seed in range(seeds)}
+            answers = {seed: answer for seed, answer in found.items() if answer is not None}
+            for answer in answers.values():
+                check_same(protocol(setup, cell["ask"]), answer["protocol"], f"{folder} {column}")
+            pick = cell["pick"]
+            values = {s: a["values"][pick] for s, a in answers.items() if pick in a["values"]}
             if values or not answers:
                 table[column][row] = summarize(values) if values else None
     return table
 
 
-def summarize(values: Sequence[Mapping[str, float]]) -> Found:
-    """Of one value a seed."""
-    seeds = len(values)
-    if "value" in values[0]:
-        numbers = [value["value"] for value in values]
-        return Found(float(np.mean(numbers)), *(_spread(numbers) or (None, None)), seeds)
-    right, count = (sum(value[name] for value in values) for name in ("right", "count"))
+def summarize(values: Mapping[int, Mapping[str, float]]) -> Found:
+    """Of the value of each seed."""
+    if "value" in next(iter(values.values())):
+        return spread({seed: value["value"] for seed, value in values.items()})
+    found = spread({seed: value["right"] / value["count"] for seed, value in values.items()})
+    right, count = (sum(value[name] for value in values.values()) for name in ("right", "count"))
     low, high = wilson(right, int(count))
-    if spread := _spread([value["right"] / value["count"] for value in values]):
-        low, high = min(low, max(0.0, spread[0])), max(high, min(1.0, spread[1]))
-    return Found(right / count, low, high, seeds)
+    if found.low is not None and found.high is not None:
+        low, high = min(low, max(0.0, found.low)), max(high, min(1.0, found.high))
+    return Found(right / count, low, high, found.by_seed)
 
 
-def _spread(numbers: Sequence[float]) -> tuple[float, float] | None:
-    """Interval of the mean from the spread over seeds."""
-    if len(numbers) < 2:
-        return None
-    error = float(np.std(numbers, ddof=1)) / len(numbers) ** 0.5
-    reach = T.get(len(numbers), NORMAL) * error
+def spread(by_seed: Mapping[int, float]) -> Found:
+    """The mean, and its interval from the spread over seeds."""
+    numbers = list(by_seed.values())
     mean = float(np.mean(numbers))
-    return mean - reach, mean + reach
+    if len(numbers) < 2:
+        return Found(mean, None, None, by_seed)
+    error = float(np.std(numbers, ddof=1)) / len(numbers) ** 0.5
+    reach = float(student.ppf(0.975, len(numbers) - 1)) * error
+    return Found(mean, mean - reach, mean + reach, by_seed)
+
+
+def difference(one: Found, other: Found) -> Found | None:
+    """Of each seed that both have; None where they share none."""
+    shared = {s: one.by_seed[s] - other.by_seed[s] for s in one.by_seed if s in other.by_seed}
+    return spread(shared) if shared else None
 
 
 def judge(better: Found | None, worse: Found | None, is_larger_better: bool) -> str:
@@ -92,35 +98,29 @@ def judge(better: Found | None, worse: Found | None, is_larger_better: bool) -> 
 
 
 class Judged(NamedTuple):
-    """A claim with the row that was taken as the better one, both values, and the verdict."""
+    """A claim with both values and the verdict."""
 
     claim: Claim
-    row: str
     better: Found | None
     worse: Found | None
     verdict: str
 
 
 def judge_all(part: Part, table: Table, source: str) -> list[Judged]:
-    """Every claim of a part. Of several rows that may be the better one the best is taken."""
+    """Every claim of a part."""
     judged = []
     for claim in part.claims:
         is_larger = unit_of(part.columns[claim.column]["ask"], source) == SHARE
-        column = table[claim.column]
-        rows = (claim.better,) if isinstance(claim.better, str) else claim.better
-        sign = 1 if is_larger else -1
-        known = {row: sign * found.mean for row in rows if (found := column[row])}
-        row = max(known, key=known.__getitem__, default=rows[0])
+        better = table[claim.column][claim.better]
         worse = table[claim.worse_column or claim.column][claim.worse]
-        verdict = judge(column[row], worse, is_larger)
-        judged.append(Judged(claim, row, column[row], worse, verdict))
+        judged.append(Judged(claim, better, worse, judge(better, worse, is_larger)))
     return judged
 
 
 def total(verdicts: Sequence[str]) -> str:
-    """One verdict of a part's claims: that of all of them, or for how many it is shown."""
+    """One verdict of a part's claims: that of all of them, or how many are shown or refuted."""
     if len(set(verdicts)) == 1:
         return verdicts[0]
-    if shown := verdicts.count(SHOWN):
-        return f"shown for {shown} of {len(verdicts)}"
-    return NOT_MEASURED if NOT_MEASURED in verdicts else NOT_SHOWN
+    counts = {verdict: verdicts.count(verdict) for verdict in (SHOWN, OPPOSITE)}
+    told = [f"{verdict} for {n} of {len(verdicts)}" for verdict, n in counts.items() if n]
+    return ", ".join(told) or (NOT_MEASURED if NOT_MEASURED in verdicts else NOT_SHOWN)

@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 import jax
 
 from benchmarks.claims.crossing import spans_across_breaks
-from benchmarks.claims.measures import ASKS, FD, SIDE, unit_of
-from benchmarks.claims.parts import DECODED, MODELS, PARTS, Setup
+from benchmarks.claims.measures import ASKS, CD_K, FD, POOL, SIDE, unit_of
+from benchmarks.claims.parts import DECODED, MODELS, PARTS, TAU, Setup
 from cm3leon_jax import config, picture_stages, presets, stages
 from cm3leon_jax.checkpoint import write_json
 from cm3leon_jax.data.collection import collect
 from cm3leon_jax.data.prepare import prepare
 from cm3leon_jax.decoding.generator import Generator, load
+from cm3leon_jax.fields import require
 from cm3leon_jax.start import adopt
 
 # Estimates of one core: FLOPs a second in training, and seconds of all else, of questions about 256
@@ -117,8 +118,10 @@ def train(c: config.Experiment, folder: Path, model: str, seed: int) -> None:
 
 def answer(setup: Setup, folder: Path, cell: Mapping[str, Any], seed: int) -> None:
     """Asks a trained model and writes down what was found."""
-    begun = time.perf_counter()
-    generator = _load(folder / f"{cell['model']}-{seed}" / "bundle")
+    begun, bundle = time.perf_counter(), folder / f"{cell['model']}-{seed}" / "bundle"
+    generator, wanted = _load(bundle), model_of(setup.experiment, cell["model"], seed)
+    steps, rule = generator.experiment.train.steps, "remove that model's folder, today's is of"
+    require(steps == wanted.train.steps, f"{bundle}: steps", steps, f"{rule} {wanted.train.steps}")
     values = ASKS[cell["ask"]](generator, setup, folder / "prepared", **options(cell))
     path = answer_path(folder, cell, seed)
     path.parent.mkdir(exist_ok=True)
@@ -143,6 +146,7 @@ def protocol(setup: Setup, ask: str) -> dict[str, Any]:
         "unit": unit,
         "seen_at": SIDE if unit == FD else None,
         "steps": c.train.steps,
+        "pools": {"contrastive": CD_K, "of": POOL, **TAU} if ask == "pools" else None,
     }
 
 

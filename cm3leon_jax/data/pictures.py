@@ -10,7 +10,6 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -21,8 +20,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 64_000_000
 LEAST = 0.25  # share of a box inside the square, below which it is left out
 
-Picture = Path | bytes | np.ndarray
-"""A file, a file's contents, or pixels (uint8 [Y, X, 3])."""
+Picture = Path | bytes | np.ndarray | Image.Image
+"""A file, a file's contents, pixels (uint8 [Y, X, 3], also grey or with alpha), or Pillow's."""
 
 
 class BadPicture(ValueError):
@@ -48,9 +47,7 @@ def open_whole(source: Picture, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 def upright_size(source: Picture) -> tuple[int, int]:
     """Width and height of a picture as it is looked at, from its header. Raises BadPicture."""
-    if isinstance(source, np.ndarray):
-        return source.shape[1], source.shape[0]
-    with _reading(), _open(source) as stream, Image.open(stream, formats=FORMATS) as image:
+    with _reading(), _open(source) as image:
         width, height = image.size
         is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
         return (height, width) if is_turned else (width, height)
@@ -98,11 +95,8 @@ def to_png(image: np.ndarray) -> bytes:
 @contextlib.contextmanager
 def _upright(source: Picture, max_pixels: int) -> Iterator[Image.Image]:
     """RGB, upright, on white."""
-    if isinstance(source, np.ndarray):
-        yield Image.fromarray(source)
-        return
-    with _reading(), _open(source) as stream, Image.open(stream, formats=FORMATS) as image:
-        width, height = image.size  # from the header: nothing is decoded yet
+    with _reading(), _open(source) as image:
+        width, height = image.size
         if width * height > max_pixels:
             raise BadPicture(f"{width} x {height} pixels: the limit is {max_pixels:,}")
         # Some phones store a second view (MPO) behind the photo; the first is the picture.
@@ -112,10 +106,23 @@ def _upright(source: Picture, max_pixels: int) -> Iterator[Image.Image]:
         yield _to_rgb(ImageOps.exif_transpose(image))
 
 
-def _open(source: Path | bytes) -> BinaryIO:
-    if not (source.stat().st_size if isinstance(source, Path) else source):
+@contextlib.contextmanager
+def _open(source: Picture) -> Iterator[Image.Image]:
+    """Of a file the header is read and nothing decoded."""
+    if isinstance(source, Image.Image):
+        yield source
+    elif isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or (source.ndim != 2 and source.shape[2:] not in ((3,), (4,))):
+            raise BadPicture(f"{source.dtype} of shape {source.shape}: use uint8 [Y, X, 3]")
+        yield Image.fromarray(source)
+    elif not (source.stat().st_size if isinstance(source, Path) else source):
         raise BadPicture("empty (zero bytes)")
-    return source.open("rb") if isinstance(source, Path) else io.BytesIO(source)
+    else:
+        with (
+            source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as stream,
+            Image.open(stream, formats=FORMATS) as image,
+        ):
+            yield image
 
 
 @contextlib.contextmanager

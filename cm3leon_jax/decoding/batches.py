@@ -22,6 +22,12 @@ CACHE = 2**31  # bytes of key-value cache that such a batch may take
 Rows = Sequence[NDArray[np.integer]]
 
 
+def seed_key(seed: int) -> jax.Array:
+    """A key of all the bits below 2**63, of which JAX's own takes 32."""
+    key = jax.random.key(seed & 2**32 - 1)
+    return jax.random.fold_in(key, seed >> 32) if seed >> 32 else key
+
+
 def draw_in_batches(
     model: Transformer,
     streams: Sequence[Rows],
@@ -56,7 +62,7 @@ def draw_in_batches(
     samples = -(-n // -(-n // most))  # of one prompt in a batch
     prompts = max(1, min(total, most // samples))
     prompt_keys = jax.vmap(jax.random.fold_in, (None, 0))(
-        jax.random.key(seed),
+        seed_key(seed),
         jnp.array([zlib.crc32(row.tobytes()) for row in streams[0]], jnp.uint32),
     )
     keys = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(n)))(

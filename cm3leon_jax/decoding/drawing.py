@@ -58,7 +58,7 @@ class Drawer:
         return Sampling(
             jnp.float32(temperature),
             None if top_p == 1 else jnp.float32(top_p),
-            None if top_k == 0 else jnp.int32(top_k),
+            None if top_k == 0 else jnp.int32(min(top_k, 2**31 - 1)),
         )
 
     def text_sampling(
@@ -248,7 +248,8 @@ class Drawer:
     def _in_batches(
         self, streams: Sequence[Rows], decode: Any, n: int, seed: int, new: int, **prompts: Any
     ) -> NDArray[np.int32]:
-        require(0 <= seed < 2**63, "seed", seed, "use 0 or more, below 2**63")
+        holds = isinstance(seed, int | np.integer) and 0 <= seed < 2**63
+        require(holds, "seed", seed, "use a whole number, 0 or more, below 2**63")
         return draw_in_batches(self.model, streams, decode, n, seed, new, **prompts)
 
 
@@ -289,4 +290,4 @@ def guide_by(
 def contrast_by(k: int) -> Guidance:
     """CD-K."""
     require(k >= 1, "contrastive", k, "use 1 (plain contrastive decoding) or more")
-    return Guidance(contrast=Contrast(jnp.int32(k)))
+    return Guidance(contrast=Contrast(jnp.int32(min(k, 2**31 - 1))))

@@ -6,6 +6,7 @@ prompt and its number, so a sample is the same alone and among others.
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from cm3leon_jax import config
-from cm3leon_jax.checkpoint import PathLike, local, read_experiment
+from cm3leon_jax.checkpoint import PathLike, fingerprint, local, read_experiment
 from cm3leon_jax.data.networks import (
     open_image_tokenizer,
     open_retriever,
@@ -24,7 +25,7 @@ from cm3leon_jax.data.networks import (
 )
 from cm3leon_jax.decoding import holes, pools
 from cm3leon_jax.decoding.instructed import Instructed
-from cm3leon_jax.decoding.memory import DocumentMemory
+from cm3leon_jax.decoding.memory import DocumentMemory, Retrieved
 from cm3leon_jax.decoding.parts import (
     HOLE,
     Picture,
@@ -53,8 +54,8 @@ def load(bundle: PathLike, *, int8: bool = False, tensor: int = 1) -> "Generator
     """Opens a bundle, a local folder or gs:// path, on the first `tensor` devices of this process.
 
     int8: the layers' weights and the key-value cache are rounded to int8, a quarter of float32's
-    bytes. tensor: over so many devices heads and mlp are split. A memory is memory-mapped, so it is
-    found in local bundles only.
+    bytes. tensor: over so many devices heads and mlp are split. A memory is memory-mapped, so only
+    that of a local bundle is opened.
     """
     c, folder = read_experiment(bundle), local(bundle)
     for place in (folder, folder / "clip", folder / "upscaler"):
@@ -64,20 +65,31 @@ def load(bundle: PathLike, *, int8: bool = False, tensor: int = 1) -> "Generator
     text = open_text_model((folder / "text.model").read_bytes())
     text.check_fits(Vocabulary.of(c.model))
     stored = open_transformer(c, folder / "transformer", mesh, as_stored=True)
-    transformer = stored.for_decoding(int8, donate=True)
     image_tokenizer = open_image_tokenizer(c, folder / "image_tokenizer", mesh)
+    has_upscaler = (folder / "upscaler").exists()
+    upscaler = open_upscaler(folder / "upscaler", mesh) if has_upscaler else None
+    identity = _identify([stored, image_tokenizer, upscaler], int8)
+    transformer = stored.for_decoding(int8, donate=True)
     clip, memory = None, None
     speller: TextTokenizer | ClipTokenizer = text
     if (folder / "clip").exists():
         clip, speller = open_retriever(c, folder / "clip", mesh, text)
-    if (folder / "memory").exists():
+    if "://" in str(bundle):
+        print(f"{bundle}: memory/ is not opened, copy the bundle to a disk", file=sys.stderr)
+    elif (folder / "memory").exists():
         require(clip is not None, "bundle", str(bundle), "use one with clip/, which memory/ needs")
         place = Path(folder / "memory")
         given = image_tokenizer, text, c.retrieval, speller
         memory = DocumentMemory.open(place, clip, *given)  # type: ignore[arg-type]
-    has_upscaler = (folder / "upscaler").exists()
-    upscaler = open_upscaler(folder / "upscaler", mesh) if has_upscaler else None
-    return Generator(c, text, transformer, image_tokenizer, memory, clip, int8, speller, upscaler)
+    networks = text, transformer, image_tokenizer, memory, clip
+    return Generator(c, *networks, int8, speller, upscaler, identity)
+
+
+def _identify(networks: Any, int8: bool) -> str:
+    """By the first numbers of every array as the bundle has it, before it becomes what a machine
+    decodes fastest with."""
+    first = jax.tree.map(lambda x: x[(0,) * (x.ndim - 1)][:64], networks)
+    return fingerprint([first, int8])
 
 
 class Generator(Instructed):
@@ -139,7 +151,10 @@ class Generator(Instructed):
         options = guidance, guidance_interval, contrastive, temperature, top_p, top_k
         ways = pools.ways(self.drawer, count, mixed, *options)
         found = self.find(prompts, documents)
-        rows = [image_streams(text, self.vocabulary, d) for text, d in zip(texts, found)]
+        rows = [
+            self.behind(partial(image_streams, text, self.vocabulary), retrieved)
+            for text, retrieved in zip(texts, found)
+        ]
         streams = [[*row] for row in zip(*rows)]
 
         def hear(index: int, codes: NDArray[np.int32]) -> None:
@@ -231,7 +246,7 @@ class Generator(Instructed):
         document = self.with_whole_images(document)
         count = len(holes.find_holes(document))
         rule = f"use a document with a hole, {HOLE} in a text or g.mask_image"
-        require(count > 0, "document", document, rule)
+        require(count > 0, "document holes", count, rule)
         self.check_holes(document, count)
         (fills,) = self.drawer.fill([document], temperature, seed)
         return holes.splice(document, fills)
@@ -254,8 +269,8 @@ class Generator(Instructed):
         """
         require(max_segments >= 1, "max_segments", max_segments, "use at least 1")
         document = self.with_whole_images(document)
-        known = not holes.find_holes(document)
-        require(known, "document", document, "use one without holes; g.infill fills them")
+        missing = len(holes.find_holes(document))
+        require(not missing, "document holes", missing, "use one without; g.infill fills them")
         self.check_holes(document, 0)
 
         def hear(index: int, segment: Text | Image) -> None:
@@ -280,12 +295,16 @@ class Generator(Instructed):
         """Fills each frame in front of its picture."""
         pixels = self.pixels(pictures)
         found = self.find(pixels, documents)
-        codes = encode_pictures(self.image_tokenizer, pixels)
-        wholes = [
-            Document([read_frame(frame, self.text), Image(row)], retrieved)
-            for frame, row, retrieved in zip(frames, codes, found)
-        ]
-        self.check_holes(wholes[0], len(frames[0]) - 1)
+        codes, count = encode_pictures(self.image_tokenizer, pixels), len(frames[0]) - 1
+        new = count * (self.experiment.decode.text_tokens + 2) - 2  # sentinels stand around each
+
+        def ask(frame: wording.Frame, row: NDArray[np.int32], retrieved: Retrieved) -> Document:
+            main = [read_frame(frame, self.text), Image(row)]
+            ids = lambda d: holes.fill_prompt(Document(main, d), [], self.vocabulary)[:1]  # noqa: E731
+            return Document(main, self.fit(retrieved, ids, new))
+
+        wholes = [ask(*each) for each in zip(frames, codes, found)]
+        self.check_holes(wholes[0], count)
 
         def hear(index: int, fills: Sequence[holes.Fill]) -> None:
             if stream is not None:

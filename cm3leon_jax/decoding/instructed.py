@@ -2,6 +2,7 @@
 pictures (paper section 4)."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -146,7 +147,10 @@ class Instructed(Loaded):
             checked = holes.check_boxes(places, self.experiment.image_tokenizer.size)
             texts.append(Text(self.text.encode(wording.boxes(named, checked))))
         found = self.find(captions, documents)
-        rows = [image_streams(text, self.vocabulary, d) for text, d in zip(texts, found)]
+        rows = [
+            self.behind(partial(image_streams, text, self.vocabulary), retrieved)
+            for text, retrieved in zip(texts, found)
+        ]
         sampling = self.drawer.image_sampling(temperature, top_p, top_k)
         return one_or_list(is_one, self._draw(rows, self._guide(guidance), sampling, seed))
 
@@ -164,7 +168,10 @@ class Instructed(Loaded):
         """The streams of each picture, its text and its documents."""
         first, v = Text(self.text.encode(words)), self.vocabulary
         codes = encode_pictures(self.image_tokenizer, pixels)
-        return [streams(first, Image(c), t, v, d) for c, t, d in zip(codes, texts, found)]
+        return [
+            self.behind(partial(streams, first, Image(c), t, v), d)
+            for c, t, d in zip(codes, texts, found)
+        ]
 
     def _draw(
         self, rows: Sequence[Sequence[Ids]], guidance: Guidance, sampling: Sampling, seed: int

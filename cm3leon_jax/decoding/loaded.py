@@ -1,6 +1,6 @@
 """What a bundle holds once it is loaded, and documents from and to texts and pictures with it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from cm3leon_jax.decoding.parts import (
     show_image,
     write_text,
 )
+from cm3leon_jax.decoding.prompts import Ids
 from cm3leon_jax.fields import require
 from cm3leon_jax.models.clip import CLIP
 from cm3leon_jax.models.image_codes import encode_pictures
@@ -50,6 +51,7 @@ class Loaded:
     int8: bool = False  # of the key-value cache
     clip_text: ClipTokenizer | TextTokenizer | None = None  # None: `clip` reads as `text` spells
     upscaler: RRDBNet | None = None
+    identity: str = ""  # 16 hex digits of the networks that pictures come from
 
     def document(self, *parts: Picture | Text | Image) -> Document:
         """A document from texts and pictures in order; `<mask>` in a text is a hole.
@@ -73,7 +75,8 @@ class Loaded:
         patch it touches is missing. (0, 0, size, size) is the whole picture.
         """
         size, c = self.experiment.image_tokenizer.size, self.experiment
-        document = self.with_whole_images(self.document(image))
+        segment = image if isinstance(image, Image) else Image(self.encode_images([image])[0])
+        document = self.with_whole_images(Document([segment]))
         return holes.cut_box(document.segments[0], box, size, c.objective.max_spans)
 
     def upscale(self, image: Pictures) -> Pillow.Image | list[Pillow.Image]:
@@ -118,8 +121,9 @@ class Loaded:
 
     def check_holes(self, document: Document, count: int) -> None:
         """Raises ValueError if retrieved documents have holes, or if `count` are too many."""
-        known = all(MASK not in holes.values(s) for d in document.retrieved for s in d.segments)
-        require(known, "document.retrieved", document.retrieved, "use documents without holes")
+        of_retrieved = sum(MASK in holes.values(s) for d in document.retrieved for s in d.segments)
+        rule = "use documents without holes"
+        require(not of_retrieved, "document.retrieved holes", of_retrieved, rule)
         most = self.experiment.objective.max_spans
         require(count <= most, "holes", count, f"use at most {most}, as in training")
 
@@ -144,6 +148,21 @@ class Loaded:
         if isinstance(queries, np.ndarray):
             return self.memory.find_by_pictures(queries, count)
         return self.memory.find_by_texts(queries, count)
+
+    def fit(
+        self, found: Retrieved, streams: Callable[[Retrieved], Sequence[Ids]], new: int
+    ) -> Retrieved:
+        """The documents without the last of them that would not fit the context in front of a
+        request's streams and `new` tokens; training leaves out the same."""
+        while found and max(map(len, streams(found))) + new > self.experiment.model.context:
+            found = found[:-1]
+        return found
+
+    def behind(
+        self, streams: Callable[[Retrieved], tuple[Ids, ...]], found: Retrieved
+    ) -> tuple[Ids, ...]:
+        """The streams of a picture behind those documents that fit."""
+        return streams(self.fit(found, streams, self.experiment.model.image_tokens))
 
     @property
     def clip_tokenizer(self) -> ClipTokenizer | TextTokenizer:

@@ -37,9 +37,7 @@ def read_whole(picture: Picture, most: int) -> NDArray[np.uint8]:
     return pixels
 
 
-def _source(picture: Picture) -> Path | bytes | np.ndarray:
-    if isinstance(picture, Pillow.Image):
-        return np.asarray(picture.convert("RGB"))
+def _source(picture: Picture) -> Path | bytes | np.ndarray | Pillow.Image:
     return Path(picture) if isinstance(picture, str) else picture
 
 

@@ -187,14 +187,14 @@ def interleave(
     before = list(document.segments) if document else []
     begun = g.document(*before, *added)
     known, wholes = [Part(part) for part in g.parts(begun)], list[Document]()
-    yield known, begun
+    yield known, document  # the page keeps what was added only once there is an answer
 
     def call(stream: Stream) -> Any:
         wholes.append(g.complete(begun, segments, seed=seed, stream=stream))
         return g.parts(wholes[0])[len(known) :]
 
     for new in watch(call):
-        yield [*known, *map(Part, new)], begun
+        yield [*known, *map(Part, new)], document
     yield [*known, *(Part(part, is_drawn=True) for part in new)], wholes[0]
 
 

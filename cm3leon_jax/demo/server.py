@@ -84,16 +84,22 @@ def make_server(generator: Generator) -> Any:
         theme=theme,
         css_paths=[Path(__file__).with_name("page.css")],
     )
-    # A page of another site, which has a name that points here, gets no answer.
+    # A page of another site that has a name which points here gets no answer.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
     app.add_middleware(_forbid_others)
     return uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
 
 
 def _forbid_others(app: Any) -> Any:
-    """The ASGI app with POLICY in every answer."""
+    """The ASGI app with POLICY in every answer, and none for what pages of other sites send."""
+    from starlette.responses import PlainTextResponse
 
     async def call(scope: Any, receive: Any, send: Any) -> None:
+        headers = dict(scope.get("headers", ()))
+        if headers.get(b"origin") not in (None, b"http://" + headers.get(b"host", b"")):
+            await PlainTextResponse("from another site", 403)(scope, receive, send)
+            return
+
         async def send_with_policy(message: Any) -> None:
             if message["type"] == "http.response.start":
                 policy = (b"content-security-policy", POLICY.encode())

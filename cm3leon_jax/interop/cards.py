@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 OPEN = ("apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause", "cc0-1.0", "cc-by-4.0", "unlicense")
+TITLES = {"mit license": "mit", "apache license": "apache-2.0"}  # first lines of their texts
 NOTICE = "notice.txt"  # one line that loading prints
 
 
@@ -24,20 +25,22 @@ class Licence:
         return f"weights under licence {said!r}: research only, unless their licence says otherwise"
 
 
-def read_licence(source: Path) -> Licence:
-    """From the front matter of README.md, else the first line of a LICENSE file."""
-    folder = source if source.is_dir() else source.parent
+def read_licence(folder: Path) -> Licence:
+    """From the front matter of a folder's README.md, else the first line of a LICENSE file.
+
+    What lies beside a single file may be about something else.
+    """
     if (folder / "README.md").exists():
         head = re.match(
             r"---\n(.*?)\n---", (folder / "README.md").read_text(errors="replace"), re.S
         )
         found = dict(re.findall(r"^(license\w*):\s*(\S.*?)\s*$", head[1] if head else "", re.M))
         if name := found.get("license_name") or found.get("license"):
-            return Licence(name)
+            return Licence(name.strip("-'\" "))
     for path in sorted(folder.glob("LICENSE*")):
         lines = path.read_text(errors="replace").split("\n")
         if name := next((line.strip() for line in lines if line.strip()), ""):
-            return Licence(name)
+            return Licence(TITLES.get(name.lower(), name))
     return Licence("")
 
 

@@ -52,6 +52,9 @@ def convert(source: Path, target: Path, wishes: Wishes = Wishes()) -> str:
         found = theirs.get("model_type") or theirs.get("_class_name") or "no config.json"
         known = ", ".join(LAYOUTS)
         raise ValueError(f"{source}: is of no layout that is read ({found}); use one of {known}")
+    if wishes != Wishes() and names[0] != "image_tokenizer":
+        rule = "leave --size, --config and --gin_file out"
+        raise ValueError(f"{source}: of layout {names[0]}, which says all itself; {rule}")
     unfinished = target.with_name(f"{target.name}.part")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -118,7 +121,7 @@ def _is_upscaler(source: Path, theirs: dict[str, Any]) -> bool:
 
 
 def _is_image_tokenizer(source: Path, theirs: dict[str, Any]) -> bool:
-    if theirs.get("model_type") or (source / "transformer").is_dir():
+    if source.is_dir() and (theirs.get("model_type") or (source / "transformer").is_dir()):
         return False
     if theirs.get("_class_name") == "VQModel":
         return True
@@ -130,7 +133,7 @@ def _is_image_tokenizer(source: Path, theirs: dict[str, Any]) -> bool:
 
 LAYOUTS: dict[str, Layout] = {
     "chameleon": Layout(
-        lambda source, theirs: theirs.get("model_type") == "chameleon",
+        lambda source, theirs: source.is_dir() and theirs.get("model_type") == "chameleon",
         lambda source, target, wishes: chameleon.read_directory(source, target),
     ),
     "bundle": Layout(
@@ -138,7 +141,7 @@ LAYOUTS: dict[str, Layout] = {
         lambda source, target, wishes: chameleon.write_directory(source, target),
     ),
     "clip": Layout(
-        lambda source, theirs: theirs.get("model_type") == "clip",
+        lambda source, theirs: source.is_dir() and theirs.get("model_type") == "clip",
         lambda source, target, wishes: convert_clip(source, target),
     ),
     "upscaler": Layout(_is_upscaler, _read_upscaler),

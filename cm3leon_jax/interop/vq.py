@@ -196,6 +196,7 @@ def read_tokenizer(
     kept = {name: t.shape for name, t in shards.tensors.items() if name not in dropped}
     is_diffusers = name == "diffusers"
     c = _from_json(read_json(_beside(source))) if is_diffusers else _from_shapes(family, kept, size)
+    require(size in (None, c.size), "size", size, f"config.json says {c.size}: leave it out")
     table = {row.theirs: row for row in rows(family, c)}
     wanted = {theirs: (row.their_shape,) for theirs, row in table.items()}
     wanted |= {name: (shards.tensors[name].shape,) for name in dropped}

@@ -1,6 +1,7 @@
 """Pictures to codes and back on the host: uint8 [B Y X 3] <-> int32 [B, image_tokens].
 
-Runs the image tokenizer in chunks of one shape, so that any number of pictures compiles once.
+Runs the image tokenizer in chunks of one shape, so that any number of pictures compiles once and
+none depends on how many others there are.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 
 from cm3leon_jax.models.vqgan import VQGAN
 
-CHUNK = 64  # pictures
+CHUNK = 64  # pictures, or fewer where they have more than PIXELS together
+PIXELS = 2**19  # the decoder holds about a kilobyte for each
 
 
 def encode_pictures(tokenizer: VQGAN, pictures: NDArray[np.uint8]) -> NDArray[np.int32]:
@@ -39,9 +41,9 @@ def _decode(tokenizer: VQGAN, codes: jax.Array) -> jax.Array:
 
 
 def _in_chunks(run: Callable[..., jax.Array], tokenizer: VQGAN, rows: NDArray) -> NDArray[Any]:
-    done = []
-    for first in range(0, len(rows), CHUNK):
-        chunk = rows[first : first + CHUNK]
-        padding = [(0, CHUNK - len(chunk))] + [(0, 0)] * (rows.ndim - 1)
+    done, size = [], min(CHUNK, max(1, PIXELS // tokenizer.size**2))
+    for first in range(0, len(rows), size):
+        chunk = rows[first : first + size]
+        padding = [(0, size - len(chunk))] + [(0, 0)] * (rows.ndim - 1)
         done.append(np.asarray(run(tokenizer, np.pad(chunk, padding)))[: len(chunk)])
     return np.concatenate(done)

@@ -312,6 +312,7 @@ class VQGAN(nnx.Module):
     """Images to codes and back: a pytree, made by jit of `VQGAN(config, rngs=nnx.Rngs(key))`."""
 
     def __init__(self, config: ImageTokenizer, *, rngs: nnx.Rngs):
+        self.size = config.size  # pixels of a side
         encoder = PatchEncoder if config.encoder == "patch" else Encoder
         self.encoder = encoder(config, rngs=rngs)
         self.quant_conv = conv(config.latent, config.width, 1, rngs)

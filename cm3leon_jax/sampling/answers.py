@@ -10,12 +10,10 @@ from inspect import signature
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from PIL import Image as Pillow
 from PIL.PngImagePlugin import PngInfo
 
-from cm3leon_jax.checkpoint import fingerprint
 from cm3leon_jax.data.pictures import grid
 from cm3leon_jax.decoding.generator import Generator
 from cm3leon_jax.sampling.requests import TASKS, Request
@@ -93,14 +91,6 @@ def _enlarge(generator: Generator, pictures: Sequence[Pillow.Image]) -> list[Pil
     return found
 
 
-def identify(generator: Generator) -> str:
-    """16 hex digits of a bundle, from the first numbers of every array that pictures come from."""
-    networks = {"transformer": generator.transformer, "images": generator.image_tokenizer}
-    if generator.upscaler is not None:
-        networks["upscaler"] = generator.upscaler
-    return fingerprint(jax.tree.map(lambda x: x[(0,) * (x.ndim - 1)][:64], networks))
-
-
 def describe(request: Request, bundle: str) -> dict[str, str]:
     """The text chunks of a request's pictures: strings as they are, all else as JSON.
 
@@ -135,7 +125,7 @@ def answer_one(generator: Generator, request: Request, out: Path) -> None:
         print(found.text)
         return
     page = grid([np.asarray(image) for image in found.pictures], min(len(found.pictures), 8))
-    about = describe(request, identify(generator))
+    about = describe(request, generator.identity)
     if found.scores:
         about["scores"] = json.dumps(found.scores)
     write_png(out, Pillow.fromarray(page), about)

@@ -25,7 +25,7 @@ from cm3leon_jax import processes
 from cm3leon_jax.data.records import Skipped
 from cm3leon_jax.decoding.generator import Generator
 from cm3leon_jax.fields import require
-from cm3leon_jax.sampling.answers import Answer, answer, complete, describe, identify, write_png
+from cm3leon_jax.sampling.answers import Answer, answer, complete, describe, write_png
 from cm3leon_jax.sampling.requests import TASKS, Request, make_request
 
 TOGETHER = 16  # requests that one call answers at most: what a kill may cost
@@ -119,7 +119,7 @@ def run_job(open_bundle: Callable[[], Generator], job: Job, out: Path) -> None:
     unseen = [i for i in range(of) if not _file(out, "results.jsonl", i, of).exists()]
     require(not unseen, "out", str(out), f"use a folder shared with the processes {unseen}")
     generator = open_bundle()
-    bundle = identify(generator)
+    bundle = generator.identity
     done, share = _read_results(out, bundle), job.share(me, of)
     waiting, bad = [], dict(share.bad)
     for line in share.lines:
