@@ -22,10 +22,12 @@ from benchmarks.claims.parts import TAU, Setup
 from cm3leon_jax import config, stages
 from cm3leon_jax.data.collection import captioned, collect
 from cm3leon_jax.decoding.generator import Generator
+from cm3leon_jax.decoding.memory import Retrieved
+from cm3leon_jax.decoding.prompts import join
 from cm3leon_jax.evaluation import fid, scene_tasks, scenes
 from cm3leon_jax.interop.efficientnet import load_features
 from cm3leon_jax.models.image_codes import decode_codes, encode_pictures
-from cm3leon_jax.tokens.document import Document, Text, spans
+from cm3leon_jax.tokens.document import Document, Image, Text, spans
 from cm3leon_jax.tokens.objective import rng_for
 from cm3leon_jax.tokens.packing import Example, fill_row, stack
 from cm3leon_jax.tokens.vocabulary import Vocabulary
@@ -128,12 +130,7 @@ def loss(generator: Generator, setup: Setup, run: Path, documents: int = 0) -> d
     mains = [source.document(i, rng_for(0, 0, i)).segments for i in some]
     texts = [next(s.ids for s in main if isinstance(s, Text)) for main in mains]
     found = generator.find([generator.text.decode(ids) for ids in texts], documents)
-    behind = [
-        Document(
-            main, generator.fit(near, lambda d, m=main: [Document(m, d).to_ids(vocabulary)], 2)
-        )
-        for main, near in zip(mains, found)
-    ]
+    behind = [_behind(generator, *pair) for pair in zip(mains, found)]
     plain = _mean_losses(generator, [_unmasked(d, vocabulary) for d in behind])
     masked = _mean_losses(generator, [_caption_last(d, vocabulary) for d in behind])
     nats = {"loss": plain["loss"], "text": plain["text_loss"], "image": plain["image_loss"]}
@@ -211,6 +208,11 @@ def pool_features(images: Pictures) -> NDArray[np.float32]:
     padded = np.resize(padded, (-(-len(images) // BATCH) * BATCH, *images.shape[1:]))
     parts = [_network()(padded[i : i + BATCH]) for i in range(0, len(padded), BATCH)]
     return np.concatenate(parts)[: len(images)]
+
+
+def _behind(generator: Generator, main: Sequence[Text | Image], found: Retrieved) -> Document:
+    ids = lambda retrieved: [join(Document(main, retrieved).to_ids(generator.vocabulary))]  # noqa: E731
+    return Document(main, generator.fit(found, ids, 2))  # <mask:0> and <eoss> may be added
 
 
 def _unmasked(document: Document, vocabulary: Vocabulary) -> Example:
