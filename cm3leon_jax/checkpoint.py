@@ -78,7 +78,7 @@ class Checkpoints:
         Raises ValueError where there are some and none can be read.
         """
         wanted = {"state": to_names(_abstract(state, mesh_shardings)), "data": None}
-        steps = [found.step for found in self._checkpointer.checkpoints]
+        steps = self._steps()
         damaged: dict[int, str] = {}
         for step in reversed(steps):
             try:
@@ -102,6 +102,13 @@ class Checkpoints:
     def close(self) -> None:
         """Waits until everything is on disk."""
         self._checkpointer.close()
+
+    def _steps(self) -> list[int]:
+        """Those that the first process lists: a shared folder may look older to another host."""
+        mine = [found.step for found in self._checkpointer.checkpoints]
+        if not (count := int(processes.gather(np.array(len(mine)))[0])):
+            return []
+        return processes.gather(np.resize(mine, count).astype(np.int64))[0].tolist()
 
     def _read(self, step: int, wanted: Mapping[str, Any]) -> Any:
         """Reads on this host alone: one that fails does not leave the others waiting for it."""

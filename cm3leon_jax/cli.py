@@ -197,6 +197,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.suite:
         _evaluate_suites(options)
         return
+    unused = [f"--{name}" for name in OF_SUITES if getattr(options, name) is not None]
+    unused += ["--resampling"] * (options.resampling != "pytorch-fid")
+    unused += ["--distributed"] * _has_places(options)
+    if unused:
+        raise ValueError(f"{', '.join(unused)}: used with --suite only; name one, or leave it")
     if options.images and options.images.exists() and any(options.images.iterdir()):
         raise ValueError(f"--images {options.images}: is not empty; name a new folder")
     generator = load(options.bundle)
@@ -210,6 +215,12 @@ def _evaluate(options: argparse.Namespace) -> None:
         write_json(options.out, result.scores)
     if options.images:
         write_images(result, options.images)
+
+
+OF_SUITES = (
+    *("task", "split", "candidates", "reference", "inception", "clip"),
+    *("style", "explain", "against"),
+)
 
 
 def _evaluate_suites(options: argparse.Namespace) -> None:
@@ -264,6 +275,9 @@ def _plan(options: argparse.Namespace) -> None:
     experiment = options.experiment or (options.preset and presets.preset(options.preset))
     if experiment is None or (options.experiment and options.preset):
         raise ValueError("plan: name one experiment with --preset, --config or --gin_file")
+    given = [f"--{name}" for name in ("rows", "search", "images") if getattr(options, name)]
+    if len(given) > 1:
+        raise ValueError(f"{', '.join(given)}: give one of them")
     if options.search:
         for line in plan.describe_search(experiment, options.topology):
             print(line, flush=True)
@@ -277,13 +291,17 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    experiment = options.experiment or presets.preset("tiny")
+    from cm3leon_jax.checkpoint import read_experiment
+
+    experiment = options.experiment
+    if experiment is None:
+        experiment = read_experiment(options.workdir) if options.workdir else presets.preset("tiny")
     if options.what == "config":
         for name, value in to_flat(experiment).items():
             print(f"{name} = {value!r}")
         return
     if options.what == "documents":
-        _inspect_documents(options)
+        _inspect_documents(experiment, options)
         return
     from cm3leon_jax.tokens.document import Document, Image, Text
     from cm3leon_jax.tokens.objective import statistics
@@ -301,14 +319,12 @@ def _inspect(options: argparse.Namespace) -> None:
         print(f"  {name.replace('_', ' '):24} {share:7.2%}")
 
 
-def _inspect_documents(options: argparse.Namespace) -> None:
+def _inspect_documents(experiment: config.Experiment, options: argparse.Namespace) -> None:
     from cm3leon_jax import stages
-    from cm3leon_jax.checkpoint import read_experiment
     from cm3leon_jax.evaluation.report import write_text
 
     if options.workdir is None:
         raise ValueError("--workdir: name the folder of a run whose documents are prepared")
-    experiment = options.experiment or read_experiment(options.workdir)
     write_text(options.out, stages.show_documents(experiment, options.workdir, options.rows))
     print(f"open {options.out}")
 

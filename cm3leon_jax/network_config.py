@@ -183,6 +183,17 @@ class Train:
         require(self.batch % self.accumulate == 0, "train.batch", self.batch, rule)
 
 
+def _check_training(network: str, train: Train, optimizer: Optimizer) -> None:
+    """Refuses what the stages of the other networks would pass over."""
+    for name, value, usual in (
+        ("train.accumulate", train.accumulate, 1),
+        ("train.start_from", train.start_from, ""),
+        ("optimizer.matrices", optimizer.matrices, "adam"),
+    ):
+        rule = f"only the transformer has it; use {usual!r}"
+        require(value == usual, f"{network}.{name}", value, rule)
+
+
 @dataclass(frozen=True)
 class ImageTokenizer:
     """The VQGAN that turns images into codes, and how it is trained.
@@ -260,13 +271,7 @@ class ImageTokenizer:
         for name in (*weights, "adversarial_start"):
             check(getattr(self, name) >= 0, name, "must be >= 0")
         check(self.squared + self.absolute > 0, "absolute", "must be > 0 where squared is 0")
-        rule = "only the transformer accumulates gradients; use 1"
-        require(
-            self.train.accumulate == 1,
-            "image_tokenizer.train.accumulate",
-            self.train.accumulate,
-            rule,
-        )
+        _check_training("image_tokenizer", self.train, self.optimizer)
 
 
 @dataclass(frozen=True)
@@ -311,9 +316,7 @@ class Retriever:
         check(self.text_tokens >= 3, "text_tokens", "must hold a start, a piece and an end")
         require_choice("retriever.dtype", self.dtype, ("bfloat16", "float32"))
         require_choice("retriever.activation", self.activation, ("quick_gelu", "gelu"))
-        accumulate = self.train.accumulate
-        rule = "a contrastive loss compares the whole batch; use 1"
-        require(accumulate == 1, "retriever.train.accumulate", accumulate, rule)
+        _check_training("retriever", self.train, self.optimizer)
 
 
 @dataclass(frozen=True)
@@ -359,6 +362,4 @@ class Upscaler:
         require_choice("upscaler.degradation", self.degradation, kinds)
         for name in ("perceptual", "adversarial", "adversarial_start"):
             check(getattr(self, name) >= 0, name, "must be >= 0")
-        rule = "only the transformer accumulates gradients; use 1"
-        accumulate = self.train.accumulate
-        require(accumulate == 1, "upscaler.train.accumulate", accumulate, rule)
+        _check_training("upscaler", self.train, self.optimizer)

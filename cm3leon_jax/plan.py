@@ -22,7 +22,7 @@ from cm3leon_jax.chips import GIB, Chip, chip_of, devices_of
 from cm3leon_jax.decoding.engine import Prompts, draw_codes
 from cm3leon_jax.decoding.logits import Guidance, Sampling
 from cm3leon_jax.models.transformer import Transformer
-from cm3leon_jax.sharding import batch_sharding, check_batch, make_mesh, shardings
+from cm3leon_jax.sharding import batch_sharding, check_batch, make_mesh, shardings, ways
 from cm3leon_jax.tokens.packing import INTEGERS
 from cm3leon_jax.training.optimizer import make_optimizer, make_schedule
 from cm3leon_jax.training.step import compile_step, init_state, train_step
@@ -101,7 +101,7 @@ def plan_training(c: config.Experiment, topology: str) -> Plan:
         "optimizer state": _bytes(state.moments),
         "batch": _bytes(batch),
     }
-    rows = c.train.batch // c.train.accumulate // _ways(mesh)
+    rows = c.train.batch // c.train.accumulate // ways(mesh)
     changes = {
         "fewer rows (more of train.accumulate)": rows > 1,
         "model.remat=full": c.model.remat != "full",
@@ -148,7 +148,9 @@ def search(
 
     Yields (policy, rows, Plan or why it does not fit).
     """
-    most = c.train.batch // _ways(make_mesh(c.mesh, devices_of(topology)))
+    mesh = make_mesh(c.mesh, devices_of(topology))
+    check_batch(c.train.batch, 1, mesh)
+    most = c.train.batch // ways(mesh)
     for policy in policies:
         for rows in (2**n for n in range(most.bit_length()) if most % 2**n == 0):
             changed = with_rows(config.replace(c, {"model.remat": policy}), topology, rows)
@@ -236,7 +238,7 @@ def with_rows(c: config.Experiment, topology: str, rows: int | None) -> config.E
         return c
     mesh = make_mesh(c.mesh, devices_of(topology))
     check_batch(c.train.batch, 1, mesh)
-    most = c.train.batch // _ways(mesh)
+    most = c.train.batch // ways(mesh)
     if most % rows:
         fits = [n for n in range(1, most + 1) if most % n == 0]
         raise ValueError(f"rows={rows}: a chip has {most} rows a step; use one of {fits}")
@@ -312,8 +314,3 @@ def _bytes(tree: Any) -> int:
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
     )
-
-
-def _ways(mesh: jax.sharding.Mesh) -> int:
-    """Parts that a batch is split into."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]

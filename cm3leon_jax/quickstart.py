@@ -164,12 +164,13 @@ def stage_commands(experiment: config.Experiment, workdir: Path) -> list[str]:
     data, again = experiment.data, Path(f"{workdir}-again")
     run = again / PRETRAINING if data.tasks else again
     folder, bundle = shlex.quote(str(run)), shlex.quote(f"{again}/bundle")
+    retrieves = experiment.retrieval.most > 0
     commands = [
         f"cm3leon tokenizer text {_recipe(experiment)} --workdir {folder}",
         f"cm3leon tokenizer image --workdir {folder}",
-        f"cm3leon train --stage retriever --workdir {folder}",
+        *([f"cm3leon train --stage retriever --workdir {folder}"] if retrieves else []),
         f"cm3leon prepare --workdir {folder}",
-        f"cm3leon retrieve --workdir {folder}",
+        *([f"cm3leon retrieve --workdir {folder}"] if retrieves else []),
         f"cm3leon train --workdir {folder}",
     ]
     if data.tasks:

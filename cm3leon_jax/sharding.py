@@ -66,20 +66,21 @@ def make_mesh(sizes: config.Mesh, devices: list[jax.Device] | None = None) -> ja
     if -1 not in shape:
         devices = devices[:given]
     data, fsdp, tensor = (len(devices) // given if n == -1 else n for n in shape)
-    slices = len({getattr(device, "slice_index", None) for device in devices})
-    if slices == 1:
-        return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=TYPES, devices=devices)
+    is_tpu = devices[0].platform == "tpu"  # each host of GPUs has a slice_index of its own
+    slices = len({getattr(device, "slice_index", None) for device in devices}) if is_tpu else 1
     if data % slices:
         raise ValueError(
             f"mesh.data={data}: {slices} slices are joined by the axis data, so it must be a"
             f" multiple of {slices}; use for example mesh.data={slices} and mesh.fsdp=-1"
         )
-    placed = mesh_utils.create_hybrid_device_mesh(
-        (data // slices, fsdp, tensor),
-        (slices, 1, 1),
-        devices,
-        allow_split_physical_axes=devices[0].device_kind == "TPU v5 lite",  # as jax.make_mesh does
-    )
+    splits = devices[0].device_kind == "TPU v5 lite"  # physical axes, as jax.make_mesh does
+    inner = (data // slices, fsdp, tensor)
+    if slices == 1:
+        placed = mesh_utils.create_device_mesh(inner, devices, allow_split_physical_axes=splits)
+    else:
+        placed = mesh_utils.create_hybrid_device_mesh(
+            inner, (slices, 1, 1), devices, allow_split_physical_axes=splits
+        )
     return jax.sharding.Mesh(placed, AXES, axis_types=TYPES)
 
 
@@ -125,14 +126,18 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(STORE["batch"]))
 
 
+def ways(mesh: jax.sharding.Mesh) -> int:
+    """Parts that a batch is split into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def check_batch(batch: int, accumulate: int, mesh: jax.sharding.Mesh) -> None:
     """Raises unless each accumulation step of a global batch divides over the mesh."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch // accumulate % ways:
-        fits = max(1, batch // accumulate // ways) * ways * accumulate
+    if batch // accumulate % (parts := ways(mesh)):
+        fits = max(1, batch // accumulate // parts) * parts * accumulate
         raise ValueError(
             f"train.batch={batch}: batch / accumulate = {batch // accumulate} must be a multiple"
-            f" of data x fsdp = {ways}; use for example {fits} or {fits + ways * accumulate}"
+            f" of data x fsdp = {parts}; use for example {fits} or {fits + parts * accumulate}"
         )
 
 

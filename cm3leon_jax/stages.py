@@ -68,6 +68,11 @@ GAINED = 64  # held-out documents whose loss is compared with and without the re
 DATA = ("data.source", "data.fields", "data.allow_licenses", "data.count", "data.seed")
 SAMPLE = (*DATA, "data.sample", "data.held_out")
 TRAIN = ("train.steps", "train.batch", "train.seed", "train.start_from")
+# What only says how a training is watched and kept.
+WATCHED = (
+    *(".train.log_every", ".train.sample_every", ".train.save_every"),
+    *(".train.keep", ".train.hang_seconds"),
+)
 MADE_FROM = {
     "text.model": (*SAMPLE, "data.tasks", "model.text_pieces"),
     "image_tokenizer": (*SAMPLE, "data.tasks", "image_tokenizer."),
@@ -94,7 +99,8 @@ def open_workdir(experiment: config.Experiment, workdir: Path) -> None:
         there, here = map(to_flat, (checkpoint.read_experiment(workdir), experiment))
         for result, fields in MADE_FROM.items():
             for name in there if (workdir / result).exists() else ():
-                if name.startswith(fields) and there[name] != here[name]:
+                is_fixed = name.startswith(fields) and not name.endswith(WATCHED)
+                if is_fixed and there[name] != here[name]:
                     raise ValueError(
                         f"{workdir / result} was made with {name}={there[name]!r}, now it is"
                         f" {here[name]!r}; use another --workdir, or the old value"
@@ -273,7 +279,8 @@ def _make_search(rules: config.Retrieval, vectors: Mapped, folder: Path) -> Sear
     if rules.search != "faiss":
         exact = rules.search == "exact"
         dtype, share = (jnp.float32, 1.0) if exact else (jnp.bfloat16, 0.95)
-        return MeshSearch(Documents(vectors), make_mesh(config.Mesh()), dtype, share)
+        mesh = make_mesh(config.Mesh(data=-1, fsdp=1))  # the axis that joins TPU slices
+        return MeshSearch(Documents(vectors), mesh, dtype, share)
     count, _, width = vectors.shape
     kind = choose_kind(count, width, int(rules.index_gib * 2**30))
     index = build_faiss(Documents(vectors), kind)

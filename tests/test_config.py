@@ -90,7 +90,15 @@ SMALL = Model(
         ({"upscaler.perceptual": -1.0}, "upscaler.perceptual=-1.0: must be >= 0"),
         (
             {"upscaler.train.accumulate": 2, "upscaler.train.batch": 2},
-            "upscaler.train.accumulate=2: only the transformer accumulates gradients; use 1",
+            "upscaler.train.accumulate=2: only the transformer has it; use 1",
+        ),
+        (
+            {"retriever.train.start_from": "a"},
+            "retriever.train.start_from='a': only the transformer has it; use ''",
+        ),
+        (
+            {"image_tokenizer.optimizer.matrices": "muon"},
+            "image_tokenizer.optimizer.matrices='muon': only the transformer has it; use 'adam'",
         ),
         ({"data.held_out": 1.0}, "data.held_out=1.0: must be > 0 and < 1"),
         ({"decode.top_p": 0.0}, "decode.top_p=0.0: must be > 0 and <= 1"),

@@ -17,8 +17,10 @@ from flax import serialization, traverse_util
 from flax.linen.partitioning import get_axis_names
 
 from cm3leon_jax import config
+from cm3leon_jax.checkpoint import write_experiment
 from cm3leon_jax.interop import t5x
 from cm3leon_jax.interop.t5x_checkpoints import read_model, read_state, write_state
+from cm3leon_jax.presets import preset
 from cm3leon_jax.sharding import make_mesh, shardings
 from cm3leon_jax.tokens.objective import code_places
 from cm3leon_jax.tokens.packing import INTEGERS
@@ -217,6 +219,18 @@ def test_texts_start_behind_the_last_break_or_sentinel(made, batch):
         assert not (np.asarray(row[len(ids) :]) == BREAK).any()
 
 
+def test_what_t5x_cannot_split_is_refused_with_what_works(tmp_path):
+    c = preset("tiny")
+    write_experiment(tmp_path, c)
+    with pytest.raises(ValueError, match=r"matrices='muon': .*--config\.optimizer\.matrices=adam"):
+        t5x.build_model(str(tmp_path), "task")
+    recipe = (Path(__file__).resolve().parents[1] / "gin/t5x/tiny.gin").read_text()
+    assert f"\nTRAIN_STEPS = {c.train.steps}\n" in recipe
+    assert f"\nBATCH_SIZE = {c.train.batch}\n" in recipe
+    assert f'"tokens": {c.data.row_length}, ' in recipe
+    assert recipe.count(f"period = {c.train.sample_every}\n") == 2
+
+
 def run_t5x(workdir: Path, out: Path, steps: int, submesh: tuple[int, int], c) -> None:
     """`python -m t5x.train` on four simulated devices, of which submesh[1] share a model."""
     lengths = dict.fromkeys(("tokens", "targets", "weight_codes", "places"), c.data.row_length)
@@ -243,8 +257,6 @@ def test_t5x_trains_evaluates_decodes_and_goes_on_from_our_checkpoint_as_from_it
     pytest.importorskip("t5x", reason="T5X is not on PYTHONPATH: its own run is not tested")
     from conftest import SMALL
     from prepared import write_workdir
-
-    from cm3leon_jax.checkpoint import write_experiment
 
     c = config.replace(config.Experiment(), SMALL | CHANGES)
     write_experiment(write_workdir(tmp_path / "run", c), c)

@@ -14,10 +14,17 @@ import numpy as np
 import pytest
 from conftest import CHAMELEON
 
-from cm3leon_jax import config
+from cm3leon_jax import config, stages
 from cm3leon_jax.chips import devices_of
 from cm3leon_jax.cli import main
-from cm3leon_jax.plan import DoesNotFit, plan_decode, plan_training, take_census, with_rows
+from cm3leon_jax.plan import (
+    DoesNotFit,
+    plan_decode,
+    plan_training,
+    search,
+    take_census,
+    with_rows,
+)
 from cm3leon_jax.presets import preset
 from cm3leon_jax.sharding import make_mesh
 from cm3leon_jax.training.optimizer import make_optimizer
@@ -111,7 +118,7 @@ def test_a_shallow_model_compiles_for_every_generation(compiled, topology):
     assert found["census"] == GOLDEN[topology]
 
 
-def test_slices_are_joined_by_data():
+def test_slices_are_joined_by_data(monkeypatch):
     pytest.importorskip("libtpu", reason="libtpu is not installed: pip install 'jax[tpu]'")
     devices = devices_of("2 x v5e:2x4")
     mesh = make_mesh(config.Mesh(data=4, fsdp=-1, tensor=2), devices)
@@ -121,6 +128,9 @@ def test_slices_are_joined_by_data():
     assert set(slices.flat) == {0, 1}
     with pytest.raises(ValueError, match=r"mesh\.data=1: 2 slices .* multiple of 2"):
         make_mesh(config.Mesh(data=1, fsdp=-1), devices)
+    monkeypatch.setattr(stages, "make_mesh", lambda sizes: make_mesh(sizes, devices))
+    monkeypatch.setattr(stages, "MeshSearch", lambda vectors, mesh, *_: mesh)
+    assert stages._make_search(config.Retrieval(), np.zeros((1, 3, 4)), HERE).shape["data"] == 16
 
 
 @pytest.mark.parametrize(
@@ -142,6 +152,8 @@ def test_rows_that_do_not_divide_name_those_that_do(small):
     assert with_rows(c, "v5e:2x2", 3).train.accumulate == 4
     with pytest.raises(ValueError, match=r"rows=5: a chip has 12 rows .* one of \[1, 2, 3, 4, 6"):
         with_rows(c, "v5e:2x2", 5)
+    with pytest.raises(ValueError, match=r"train\.batch=8: .* must be a multiple of .* = 16"):
+        next(search(small, "v5e:4x4"))  # not: nothing fits
 
 
 def test_what_does_not_fit_says_what_to_change(small):

@@ -4,11 +4,14 @@ What a quickstart leaves is looked at where one is run: test_docs.py.
 """
 
 import os
+from pathlib import Path
 
 import pytest
 
-from cm3leon_jax import presets, stages
+from cm3leon_jax import config, presets, stages
+from cm3leon_jax.checkpoint import write_experiment
 from cm3leon_jax.cli import main
+from cm3leon_jax.quickstart import stage_commands
 
 
 @pytest.mark.parametrize(
@@ -26,6 +29,14 @@ from cm3leon_jax.cli import main
         (["quickstart", "--workdir", "{new}", "--data", "{new}"], "no such folder"),
         (["sample", "{new}", "a ring"], "has no config.json"),
         (["inspect", "config", "--config", "tiny", "--config.train.step=3"], "train.steps"),
+        (["inspect", "config", "--workdir", "{new}"], "has no config.json"),
+        (["evaluate", "{new}", "--split", "all", "--style", "long"], "--split, --style: used"),
+        (["evaluate", "{new}", "--resampling", "torch-fidelity"], "--resampling: used"),
+        (["evaluate", "{new}", "--distributed"], "--distributed: used with --suite only"),
+        (
+            ["plan", "--preset", "tiny", "--topology", "v5e:1x1", "--search", "--rows", "2"],
+            "--rows, --search: give one of them",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, arguments, message):
@@ -42,6 +53,21 @@ def test_inspect_objective_prints_the_shares(capsys):
     printed = capsys.readouterr().out
     assert "no mask" in printed
     assert "image masked" in printed
+
+
+def test_inspect_prints_the_config_of_a_work_directory(tmp_path, capsys):
+    c = config.replace(presets.preset("tiny"), {"train.steps": 77})
+    write_experiment(tmp_path, c)
+    assert main(["inspect", "config", "--workdir", str(tmp_path)]) == 0
+    assert "train.steps = 77\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("most", [0, 2])
+def test_the_commands_of_a_report_are_those_of_its_stages(most):
+    c = config.replace(presets.preset("tiny"), {"retrieval.most": most})
+    listed = "\n".join(stage_commands(c, Path("run")))
+    for stage in ("train --stage retriever", "retrieve"):
+        assert (f"cm3leon {stage} --workdir run-again/pretraining" in listed) == bool(most)
 
 
 def test_help_has_an_example_for_every_verb(capsys):

@@ -111,6 +111,15 @@ def test_what_a_run_started_from_may_not_change(run, tmp_path):
         open_workdir(experiment(**{"train.start_from": "b"}), workdir)
 
 
+def test_how_a_network_was_watched_may_change_and_what_it_is_made_from_not(run, tmp_path):
+    workdir = copy_parts(run, tmp_path / "second")
+    open_workdir(experiment(), workdir)
+    watched = {"train.keep": 7, "image_tokenizer.train.hang_seconds": 5}
+    open_workdir(experiment(**watched, **{"image_tokenizer.train.sample_every": 3}), workdir)
+    with pytest.raises(ValueError, match=r"with image_tokenizer\.train\.batch=128, now it is 8"):
+        open_workdir(experiment(**{"image_tokenizer.train.batch": 8}), workdir)
+
+
 def begin(workdir: Path, start: Path, **changes) -> None:
     c = experiment(**{"train.start_from": str(start)}, **changes)
     open_start(c, workdir, make_mesh(c.mesh))

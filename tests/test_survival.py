@@ -41,7 +41,8 @@ def run(c: config.Experiment, folder: Path, show=None, break_at: int = 0):
 
 def test_no_checkpoint_is_made_behind_a_nan(small, tmp_path):
     c = config.replace(small, {"train.log_every": 4, "train.save_every": 4})
-    with pytest.raises(FloatingPointError, match=r"step 7 of 5 to 8: .*loss.* not finite"):
+    advice = r"in another --workdir, .* train\.start_from=.* lower optimizer\.learning_rate"
+    with pytest.raises(FloatingPointError, match=rf"step 7 of 5 to 8: .*loss.* finite.*{advice}"):
         run(c, tmp_path, break_at=7)
     saved = [path.name for path in (tmp_path / "checkpoints").iterdir()]
     assert saved == ["4"]
@@ -215,6 +216,14 @@ def test_a_damaged_checkpoint_is_named_set_aside_and_the_one_before_restored(
         assert (folder / "damaged-8").is_dir()
 
 
+def test_every_host_resumes_from_what_the_first_one_lists(saved, tmp_path, monkeypatch):
+    good, states, at = saved
+    shutil.copytree(good, tmp_path, dirs_exist_ok=True)
+    first = iter([np.array(1), np.array([4]), np.array(True)])  # it does not see step 8 yet
+    monkeypatch.setattr(processes, "gather", lambda mine: np.stack([next(first), mine]))
+    assert Checkpoints(tmp_path, keep=3).restore(states[0], at).step == 4
+
+
 def test_without_a_list_of_sizes_damage_is_found_by_reading(saved, tmp_path):
     good, states, at = saved
     shutil.copytree(good, tmp_path, dirs_exist_ok=True)
@@ -244,6 +253,8 @@ def test_a_placed_batch_is_the_hosts_and_its_rows_are_those_of_its_devices(small
     placed = place(batch, rows, 8, mesh)
     for name, array in batch.items():
         np.testing.assert_array_equal(placed[name], array)
+    with pytest.raises(ValueError, match=r"train\.batch=9: .* must be a multiple of data x fsdp"):
+        host_rows(make_mesh(config.Mesh(2)), 9)
     with pytest.raises(ValueError, match="'texts' has 4 rows, this host's share"):
         place({"texts": np.arange(4)}, rows, 8, mesh)
 

@@ -13,6 +13,7 @@ from flax import nnx
 from cm3leon_jax import config
 from cm3leon_jax.data.loader import token_batches
 from cm3leon_jax.decoding.engine import count_codes
+from cm3leon_jax.models.losses import cross_entropy
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.sharding import make_mesh, shardings
 from cm3leon_jax.training.optimizer import make_optimizer, make_schedule
@@ -83,6 +84,33 @@ def test_accumulated_gradients_equal_one_big_batch(parts):
     split, split_losses = run(config.replace(STEADY, {"train.accumulate": parts}))
     np.testing.assert_allclose(split_losses, losses, rtol=1e-5)
     assert_close(split, whole, atol=2e-5)
+
+
+def test_evaluation_takes_as_many_rows_at_once_as_training_and_gives_the_same(small, monkeypatch):
+    model = Transformer(small.model, rngs=nnx.Rngs(0))
+    batch = next(iter(token_batches([(make_examples(small), 1.0)], make_text(), small)))
+    rows = []
+
+    def counted(hidden, *rest):
+        rows.append(len(hidden))
+        return cross_entropy(hidden, *rest)
+
+    monkeypatch.setattr("cm3leon_jax.training.step.cross_entropy", counted)
+    found = []
+    for parts in (1, 2):
+        c = config.replace(small, {"train.accumulate": parts})
+        found.append(jax.jit(partial(eval_step, c))(model, batch))
+    assert list(dict.fromkeys(rows)) == [8, 4]
+    assert found[0].keys() == found[1].keys()
+    for name, loss in found[0].items():
+        np.testing.assert_allclose(found[1][name], loss, rtol=1e-5, err_msg=name)
+
+
+def test_tokens_are_counted_whatever_their_weights(small):
+    state, step, batches = prepare(small)
+    batch = next(batches)
+    _, metrics = step(state, batch | {"weights": batch["weights"] / 4})
+    assert float(metrics["tokens"]) == np.count_nonzero(batch["segments"])
 
 
 def test_parameters_rest_where_the_table_says(small):
@@ -201,6 +229,25 @@ def test_schedule_warms_up_and_decays_to_its_end():
         values = [float(schedule(step)) for step in (0, 5, 10, 60, 110)]
         end = 1.0 if kind == "constant" else 0.1
         np.testing.assert_allclose(values, [0, 0.5, 1, middle, end], atol=1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """As JAX shows those of several hosts."""
+
+    id: int
+    slice_index: int  # the host
+    platform: str = "gpu"
+    device_kind: str = "NVIDIA H100 80GB HBM3"
+
+
+def test_gpus_of_several_hosts_take_any_mesh():
+    hosts = [Gpu(number, number // 4) for number in range(8)]
+    for sizes in ((1, 8, 1), (2, 2, 2), (1, 1, 8)):
+        mesh = make_mesh(config.Mesh(*sizes), hosts)
+        assert [gpu.id for gpu in mesh.devices.flat] == list(range(8))
+        assert mesh.devices.shape == sizes
+        assert mesh.axis_types == make_mesh(config.Mesh(*sizes)).axis_types
 
 
 def test_indivisible_sizes_name_what_would_fit(small):

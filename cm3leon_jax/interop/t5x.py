@@ -263,15 +263,18 @@ def build_model(workdir: str, task: str, kind: str = "image", tokens: float | No
 
     task: the SeqIO task or mixture that is trained on, whose vocabulary T5X compares.
     """
+    c, home = read_experiment(workdir), Path(workdir)
+    rule = "use 0: T5X does not know how to split its state"
+    require(not c.optimizer.skip_above, "optimizer.skip_above", c.optimizer.skip_above, rule)
+    rule = "T5X does not know how to split its state; prepare with --config.optimizer.matrices=adam"
+    require(c.optimizer.matrices == "adam", "optimizer.matrices", c.optimizer.matrices, rule)
+
     import seqio
     from clu import metrics
     from t5x import models, optimizers
 
     from cm3leon_jax.data.seqio_features import feature_converter
 
-    c, home = read_experiment(workdir), Path(workdir)
-    rule = "use 0: T5X does not know how to split its state"
-    require(not c.optimizer.skip_above, "optimizer.skip_above", c.optimizer.skip_above, rule)
     codebook = None
     if c.model.code_features:
         mesh = make_mesh(Mesh(1, 1, 1), jax.local_devices())

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cm3leon_jax import processes
 from cm3leon_jax.data.loader import join_positions
-from cm3leon_jax.sharding import batch_sharding
+from cm3leon_jax.sharding import batch_sharding, check_batch
 
 
 class Batches(Protocol):
@@ -35,13 +35,14 @@ def host_rows(mesh: jax.sharding.Mesh, batch: int) -> list[int]:
     """The rows of the global batch that devices of this process hold, in order.
 
     Hosts that share a row, split over `tensor`, all read it. Raises ValueError where the mesh
-    leaves out devices of several processes.
+    leaves out devices of several processes, or the batch does not divide over it.
     """
     if processes.count() > 1 and mesh.size < jax.device_count():
         raise ValueError(
             f"mesh {dict(mesh.shape)} has {mesh.size} of the {jax.device_count()} devices of"
             f" {processes.count()} processes; it must have all, with -1 for one of its axes"
         )
+    check_batch(batch, 1, mesh)
     shards = batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
     return sorted({row for index in shards if index for row in range(*index[0].indices(batch))})
 

@@ -22,6 +22,8 @@ Metrics = Mapping[str, jax.Array | float]
 
 AHEAD = 2  # steps that may be under way on the devices
 MOST_IN_A_ROW = 20  # skipped updates: more are no outliers
+# What a run was made from is fixed in its work directory.
+AGAIN = "train again in another --workdir, the transformer with train.start_from=this one, with"
 
 
 class Log:
@@ -160,18 +162,16 @@ def check_finite(window: Sequence[Mapping[str, Any]], last: int) -> None:
         in_a_row = int(metrics.get("skipped_in_a_row", 0))
         if in_a_row > MOST_IN_A_ROW:
             raise FloatingPointError(
-                f"steps {step - in_a_row + 1} to {step}: {in_a_row} updates in a row skipped; raise"
-                " optimizer.skip_above or lower optimizer.learning_rate, and start again from the"
-                " checkpoint"
+                f"steps {step - in_a_row + 1} to {step}: {in_a_row} updates in a row skipped;"
+                f" {AGAIN} a higher optimizer.skip_above or a lower optimizer.learning_rate"
             )
         broken = [name for name, value in metrics.items() if not math.isfinite(value)]
         if broken and not in_a_row:
             kinds = [kind for kind in ("text", "image") if f"{kind}_loss" in broken]
             where = f" (in the loss of {' and '.join(kinds)} tokens)" if kinds else ""
             raise FloatingPointError(
-                f"step {step} of {first} to {last}: {', '.join(broken)} not finite{where}; lower"
-                " optimizer.learning_rate or set objective.z_loss, and start again from the"
-                " checkpoint"
+                f"step {step} of {first} to {last}: {', '.join(broken)} not finite{where}; {AGAIN}"
+                " a lower optimizer.learning_rate or an objective.z_loss"
             )
 
 

@@ -77,19 +77,11 @@ def train_step(
     def gradients(part: Batch) -> tuple[Transformer, TokenLoss]:
         return jax.grad(loss, has_aux=True)(state.model, part)
 
-    if c.train.accumulate == 1:
-        grads, sums = gradients(batch)
-    else:
-        parts = jax.tree.map(lambda x: _split_rows(x, c.train.accumulate), batch)
-        form = jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], parts))
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), form)
-        add = lambda total, part: (jax.tree.map(jnp.add, total, gradients(part)), None)  # noqa: E731
-        (grads, sums), _ = jax.lax.scan(add, zeros, parts)
-
+    grads, sums = _sum_parts(gradients, batch, c.train.accumulate)
     grads = jax.tree.map(lambda g: g / jnp.maximum(sums.weight, 1.0), grads)
     updates, moments = optimizer.update(grads, state.moments, state.model)
     metrics = sums.means() | {
-        "tokens": sums.weight,
+        "tokens": (batch["segments"] > 0).sum().astype(jnp.float32),  # whatever they weigh
         "gradient_norm": optax.global_norm(grads),
         "learning_rate": jnp.asarray(schedule(state.step)),
     }
@@ -102,15 +94,20 @@ def eval_step(c: config.Experiment, model: Transformer, batch: Batch) -> Metrics
     """Mean losses of a batch without an update: all, by modality, by quarter of the row length.
 
     "loss_at_1024" is that of tokens whose place in their example is 1024 or more, up to the next.
+    As many rows at once as in `train_step`.
     """
-    hidden = model(batch["tokens"], batch["segments"], batch["positions"], batch["codes_at"])
-    means = _loss(c, model, hidden, batch["targets"], batch["weights"]).means()
     size = -(-c.data.row_length // 4)
-    for start in range(0, c.data.row_length, size):
-        inside = (start <= batch["positions"]) & (batch["positions"] < start + size)
-        part = _loss(c, model, hidden, batch["targets"], batch["weights"] * inside)
-        means[f"loss_at_{start}"] = part.means()["loss"]
-    return means
+    starts = range(0, c.data.row_length, size)
+
+    def losses(part: Batch) -> list[TokenLoss]:
+        at, weights = part["positions"], part["weights"]
+        hidden = model(part["tokens"], part["segments"], at, part["codes_at"])
+        inside = [weights * ((start <= at) & (at < start + size)) for start in starts]
+        return [_loss(c, model, hidden, part["targets"], some) for some in (weights, *inside)]
+
+    whole, *quarters = _sum_parts(losses, batch, c.train.accumulate)
+    ends = {f"loss_at_{start}": sums.means()["loss"] for start, sums in zip(starts, quarters)}
+    return whole.means() | ends
 
 
 def _loss(
@@ -145,6 +142,17 @@ def init_sharded(init: Callable[[jax.Array], Any], key: jax.Array, mesh: jax.sha
     """Runs `init(key)` so that every array is born where it will live."""
     at = shardings(jax.eval_shape(init, key), mesh)
     return jax.jit(init, out_shardings=at)(key)
+
+
+def _sum_parts(of_part: Callable[[Batch], Any], batch: Batch, parts: int) -> Any:
+    """The sum of `of_part` over that many parts of the batch, one at a time."""
+    if parts == 1:
+        return of_part(batch)
+    split = jax.tree.map(lambda x: _split_rows(x, parts), batch)
+    form = jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], split))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), form)
+    add = lambda total, part: (jax.tree.map(jnp.add, total, of_part(part)), None)  # noqa: E731
+    return jax.lax.scan(add, zeros, split)[0]
 
 
 def _split_rows(x: jax.Array, parts: int) -> jax.Array:
