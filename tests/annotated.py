@@ -11,6 +11,7 @@ from cm3leon_jax.data.pictures import to_png
 from cm3leon_jax.data.records import Skipped
 
 WIDE = to_png(np.zeros((4, 8, 3), np.uint8))  # 8 pixels wide, 4 high
+URL = "http://images.cocodataset.org/train2017/000000000009.jpg"
 LICENSES = [{"id": 1, "name": "Attribution License", "url": "http://l"}]
 
 
@@ -31,7 +32,7 @@ def image(id, **more):
 
 def write_coco(folder):
     """COCO 2017 in small: pictures 9, 25, 30, of which 30 has no file, and 41 has nothing."""
-    images = [image(9, flickr_url="http://f"), image(25), image(30), image(41)]
+    images = [image(9, flickr_url="http://f", coco_url=URL), image(25), image(30), image(41)]
     head = {"info": {"year": 2017}, "licenses": LICENSES, "images": images}
     captions = [(25, "A zebra."), (9, "A bowl\n"), (9, "Föod"), (30, "Gone"), (41, " ")]
     texts = [{"image_id": i, "id": n, "caption": c} for n, (i, c) in enumerate(captions)]
@@ -55,6 +56,7 @@ def write_coco(folder):
             "annotations/instances_train2017.json": head
             | {"annotations": places, "categories": names},
             **{f"train2017/{id:012d}.jpg": WIDE for id in (9, 25, 41)},
+            "depth/000000000009.jpg": WIDE,  # a map of the same name
         },
     )
 

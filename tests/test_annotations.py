@@ -32,6 +32,52 @@ def test_entries_are_those_of_json_however_much_is_read_at_once(tmp_path, monkey
         assert {entry.key: entry.read() for entry in outer} == content
 
 
+def test_what_stands_in_front_of_a_key_is_passed_over_and_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(annotations, "CHUNK", 64)
+    kept, more = [], annotations._Text.more
+
+    def spy(text):
+        more(text)
+        kept.append(len(text.text))
+
+    monkeypatch.setattr(annotations._Text, "more", spy)
+    many = [{"id": n, "a": []} for n in range(1000)]
+    front = {"none": [], "nothing": {}, "annotations": many, "by id": dict.fromkeys("abc" * 9, 1)}
+    (tmp_path / "a.json").write_text(json.dumps(front | {"categories": [7]}))
+    assert annotations.read_value(tmp_path / "a.json", "categories") == [7]
+    assert [e.read() for e in annotations.list_entries(tmp_path / "a.json", "categories")] == [7]
+    assert annotations.read_value(tmp_path / "a.json", "licenses") is None
+    assert len(kept) > 100
+    assert max(kept) < 256
+
+
+def test_annotations_may_be_links_into_another_folder(coco, tmp_path):
+    shutil.copytree(coco / "annotations", tmp_path / "shared" / "files")
+    for name in ("folder", "file"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train2017").symlink_to(coco / "train2017")
+    (tmp_path / "folder" / "annotations").symlink_to("../shared/files")
+    name = "captions_train2017.json"
+    (tmp_path / "file" / name).symlink_to(f"../shared/files/{name}")
+    wanted = [record.id for record in read("coco_captions", coco)[0]]
+    for source in ("folder", f"folder/annotations/{name}", "file"):
+        assert [record.id for record in read("coco_captions", tmp_path / source)[0]] == wanted
+
+
+def test_a_picture_outside_of_the_dataset_is_refused(tmp_path):
+    for place in (tmp_path / "secret.jpg", tmp_path / "data" / "train" / "a.jpg"):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(b"x")
+    (tmp_path / "data" / "train" / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    for name in (str(tmp_path / "secret.jpg"), "../secret.jpg", "train/../../secret.jpg"):
+        with pytest.raises(ValueError, match="leaves the folder"):
+            annotations.find_image(tmp_path / "data", name)
+    with pytest.raises(ValueError, match="links outside the folder"):
+        annotations.find_image(tmp_path / "data", "train/link.jpg")
+    found = tmp_path / "data" / "train" / "a.jpg"
+    assert annotations.find_image(tmp_path / "data", "train/a.jpg") == found
+
+
 def test_a_file_that_ends_too_early_is_one_clear_line(coco, tmp_path):
     whole = (coco / "annotations" / "captions_train2017.json").read_bytes()
     for cut in (len(whole) // 3, len(whole) - 30):

@@ -27,7 +27,7 @@ def make_examples():
     """Pictures of unlike sizes with none to two captions."""
     rng = np.random.default_rng(0)
     for i in range(COUNT):
-        captions = [f"caption {i} {j}" for j in range(i % 3)]
+        captions = [f" caption  {i} {j}\n" for j in range(i % 3)]
         yield {
             "image": rng.integers(0, 256, (4 + i, 5, 3)).astype(np.uint8),
             "grey": rng.integers(0, 256, (4, 5, 1)).astype(np.uint8),
@@ -77,9 +77,9 @@ def test_every_caption_is_a_record_of_its_picture_s_group(stored, length):
     records, skipped = read(f"tfds:{stored}", fields=FIELDS, part=length)
     examples = list(make_examples())
     expected = [
-        (f"{stored}/train/{100 + i}", text, examples[i]["image"].tolist())
+        (f"{stored}/train/{100 + i}", f"caption {i} {j}", examples[i]["image"].tolist())
         for i in range(COUNT)
-        for text in examples[i]["captions"]["text"]
+        for j in range(i % 3)
     ]
     found = [(record.group, record.segments[0], record.segments[1].tolist()) for record in records]
     assert found == expected
@@ -158,7 +158,11 @@ def test_coco_captions_are_read_with_the_shipped_map():
         alone, _ = read("tfds:coco_captions:val", count=3, part=100)
         examples = tfds.data_source("coco_captions", split="val")
         expected = [
-            (f"coco_captions/val/{example['image/id']}", text, example["image"].tobytes())
+            (
+                f"coco_captions/val/{example['image/id']}",
+                " ".join(text.split()),
+                example["image"].tobytes(),
+            )
             for example in (examples[i] for i in range(3))
             for text in example["captions"]["text"]
         ]

@@ -170,6 +170,7 @@ def test_an_installed_wheel_finds_its_recipes_from_any_folder(read, tmp_path):
     )
     found = [Path(path).is_relative_to(folder / "site") for path in done.stdout.split()]
     assert found == [True] * 3
+    assert (folder / "site" / "cm3leon_jax" / "py.typed").exists()
 
 
 def test_the_committed_notebook_has_no_outputs():
@@ -177,6 +178,18 @@ def test_the_committed_notebook_has_no_outputs():
     code = [cell for cell in cells if cell.cell_type == "code"]
     assert [cell.outputs for cell in code] == [[]] * len(code)
     assert {cell.execution_count for cell in code} == {None}
+
+
+def test_the_notebook_stops_at_once_where_there_is_nothing_to_install(tmp_path, monkeypatch):
+    cells = nbformat.read(installed.NOTEBOOK, as_version=4).cells
+    first = next(cell.source for cell in cells if cell.cell_type == "code")
+    monkeypatch.delenv("CM3LEON_WHEEL", raising=False)
+    (tmp_path / "content").mkdir()
+    monkeypatch.chdir(tmp_path / "content")
+    with pytest.raises(SystemExit, match=r"SOURCE='\.\.': set it to a clone, a wheel or a git"):
+        exec(first, {})
+    (tmp_path / "setup.py").touch()
+    exec(first, {})
 
 
 def test_the_notebook_shows_pictures_of_every_task_and_no_command_fails(read):

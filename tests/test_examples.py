@@ -238,6 +238,17 @@ def test_sets_that_do_not_belong_together_are_refused(joined, tmp_path):
         make(few)
 
 
+def test_rows_shorter_than_the_documents_were_prepared_for_are_refused_at_once(joined, tmp_path):
+    source = write(joined, tmp_path)
+    write_experiment(tmp_path, joined)
+    shorter = config.replace(joined, {"data.row_length": 48})
+    for told in (source, replace(source, template="plain")):
+        with pytest.raises(
+            ValueError, match=r"data.row_length=48: .*documents was prepared with 64"
+        ):
+            Examples.open(told, make_text(), shorter)
+
+
 def test_a_source_names_its_own_mistakes():
     with pytest.raises(ValueError, match=r"'a': split='test': use train or held_out"):
         Source("a", ".", "test")

@@ -13,7 +13,7 @@ from PIL import Image
 from cm3leon_jax import config
 from cm3leon_jax.cli import main
 from cm3leon_jax.data import structures
-from cm3leon_jax.data.collection import open_example
+from cm3leon_jax.data.collection import captioned, open_example
 from cm3leon_jax.data.folders import to_record
 from cm3leon_jax.data.instructions import DATASETS, TASKS, describe, find_task
 from cm3leon_jax.data.pictures import fit_boxes, open_picture, to_png, upright_size
@@ -70,6 +70,18 @@ def test_boxes_are_those_of_the_upright_picture(tmp_path):
     assert upright_size(tmp_path / "a.jpg") == (4, 8)
     record = Record("a", ("t", tmp_path / "a.jpg"), boxes=(("b", (0, 0, 4, 8)),))
     assert open_example(record, 4).record.boxes == (("b", (0, 0, 4, 4)),)
+
+
+def test_boxes_and_captions_are_those_of_the_picture_behind_its_map():
+    small, image = np.zeros((4, 4, 3), np.uint8), filled(16, 8, (4, 0, 12, 8))
+    record = Record("a", ("t", small, image), boxes=(("b", (4, 0, 12, 8)),))
+    example = open_example(record, 8)
+    assert example.record.boxes == (("b", (0, 0, 8, 8)),)
+    texts, (shown,) = captioned([example])
+    assert texts == ["t"]
+    np.testing.assert_array_equal(shown, example.images[1])
+    apart = open_example(Record("a", (small, "t", image)), 8)  # a page: each text has its own
+    np.testing.assert_array_equal(captioned([apart])[1][0], apart.images[0])
 
 
 # Maps

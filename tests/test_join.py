@@ -245,6 +245,18 @@ def test_memory_without_a_query_or_a_document_is_refused():
         Memory(make_vectors(20)).neighbours(None, None, rules=RULES)
 
 
+def test_the_memory_takes_every_device_along_the_axis_that_joins_slices(memory):
+    assert memory.index.mesh.shape["data"] == jax.device_count() > 1
+
+
+def test_a_side_without_documents_has_no_neighbours(tmp_path, memory):
+    nothing = write(tmp_path / "held_out", make_vectors(1)[:0], 2)
+    result = join(nothing, memory, RULES, tmp_path, "held_out", same=False)
+    assert result.shape == (0, 4)
+    assert not any(summarize(result).values())
+    assert explain(nothing, memory, RULES, same=False) == {}
+
+
 def test_summary_counts_neighbours_and_explains_the_missing(tmp_path, vectors, memory):
     result = join(vectors, memory, RULES, tmp_path, "train", same=True)
     summary = summarize(result)

@@ -92,6 +92,18 @@ def test_a_code_stands_in_its_image_where_the_batch_says(small):
     assert set(batch["codes_at"][batch["segments"] == 0]) == {-1}
 
 
+def test_no_example_is_made_twice(small, monkeypatch):
+    made, make = [], Examples.example
+    monkeypatch.setattr(
+        Examples, "example", lambda self, i, rng: made.append(i) or make(self, i, rng)
+    )
+    read = iter(stream(small))
+    for _ in range(4):  # of an epoch
+        next(read)
+    read.close()
+    assert len(made) == len(set(made)) > 4 * small.train.batch
+
+
 def test_seeking_gives_the_same_batches(small):
     first, second = stream(small), stream(small)
     batches, positions = [], []

@@ -206,13 +206,15 @@ def test_too_many_bad_records_stop_the_preparation(tmp_path, workdir, experiment
     assert not (workdir / "documents" / "skipped.txt").exists()
 
 
-def test_one_id_in_two_parts_is_named(tmp_path, workdir, experiment):
+def test_one_id_in_two_parts_is_named(tmp_path, workdir, experiment, capsys):
     folder = tmp_path / "mine"
     write_folder(folder)
     lines = (folder / "a.jsonl").read_text().splitlines()
     lines[39] = lines[39].replace('"p39"', '"p1"')
     (folder / "a.jsonl").write_text("\n".join(lines) + "\n")
-    data = replace(experiment.data, source=str(folder))
+    data = replace(experiment.data, source=str(folder), max_bad_fraction=0.1)
+    room.check_records(replace(experiment, data=data))
+    assert "a.jsonl:40: duplicate id 'p1', which will stop" in capsys.readouterr().out
     with pytest.raises(ValueError, match="1 ids come twice, first 'p1'; give every record"):
         prepare(replace(experiment, data=data), workdir)
 
@@ -257,3 +259,5 @@ def test_without_retrieval_no_retriever_is_needed(tmp_path, networks, experiment
     alone = replace(experiment, retrieval=config.Retrieval())
     prepare(alone, workdir)
     assert Shards(workdir / "documents", "train").made_by.keys() == {"image_tokenizer"}
+    with pytest.raises(ValueError, match="was prepared without retrieval: remove it and run"):
+        prepare(experiment, workdir)

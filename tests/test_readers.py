@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pyarrow as arrow
 import pytest
 from annotated import WIDE, image, read, write, write_coco
 from pyarrow import parquet
 
-from cm3leon_jax.data.instructions import DATASETS, describe
+from cm3leon_jax.data.instructions import DATASETS, describe, list_files
+from cm3leon_jax.data.pictures import to_png
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +22,7 @@ def test_a_picture_of_coco_is_one_record_with_all_its_captions(coco):
     path = coco / "train2017" / "000000000009.jpg"
     assert nine.segments == ("A bowl", "Föod", path)
     assert (nine.id, nine.group, nine.source_url) == ("9", "coco/9", "http://f")
+    assert nine.origin == "captions_train2017.json:1"
     assert nine.license == "Attribution License"
     assert other.segments[:1] == ("A zebra.",)
     assert reasons == [
@@ -43,6 +46,56 @@ def test_boxes_are_cut_at_the_edges_and_crowds_left_out(coco):
         "instances_train2017.json:2: annotation 3: category_id=99 is not in categories",
         "instances_train2017.json:3: annotation 4: bbox=[0, 0, 0, 2] has no area",
     ]
+
+
+def test_boxes_follow_a_picture_that_was_resized(tmp_path):
+    write_coco(tmp_path)
+    twice, square = (to_png(np.zeros((8, width, 3), np.uint8)) for width in (16, 8))
+    write(tmp_path, {"train2017/000000000009.jpg": twice})
+    (nine,), _ = read("coco_boxes", tmp_path)
+    assert nine.boxes == (("bowl", (2, 2, 9, 6)), ("person", (0, 0, 4, 8)))
+    write(tmp_path, {"train2017/000000000009.jpg": square})
+    _, reasons = read("coco_boxes", tmp_path)
+    where = "instances_train2017.json:1: a picture of 8 x 8 pixels, annotated at 8 x 4"
+    assert reasons[0].startswith(where)
+
+
+@pytest.mark.parametrize(
+    ("task", "others", "trains"),
+    [
+        (
+            f"coco_{task}",
+            [f"{name}_val2017.json"],
+            [f"{name}_train2014.json", f"{name}_train2017.json"],
+        )
+        for task, name in (("captions", "captions"), ("boxes", "instances"))
+    ]
+    + [
+        ("openimages", ["validation-annotations-bbox.csv"], ["oidv6-train-annotations-bbox.csv"]),
+        (
+            "localized_narratives",
+            ["coco_val_localized_narratives.jsonl", "a.jsonl"],
+            ["coco_train_localized_narratives-00000-of-00004.jsonl"],
+        ),
+        (
+            "vqa2",
+            ["v2_OpenEnded_mscoco_val2014_questions.json"],
+            ["v2_OpenEnded_mscoco_train2014_questions.json"],
+        ),
+        (
+            "okvqa",
+            ["OpenEnded_mscoco_val2014_questions.json"],
+            ["OpenEnded_mscoco_train2014_questions.json"],
+        ),
+    ],
+)
+def test_no_other_split_is_taken_for_the_training_split(tmp_path, task, others, trains):
+    write(tmp_path, dict.fromkeys(others, ""))
+    with pytest.raises(ValueError, match=f"which data.task={task} reads"):
+        list_files(task, str(tmp_path))
+    for name in trains:  # each before those that were there
+        write(tmp_path, {name: ""})
+        assert list_files(task, str(tmp_path)) == [tmp_path / name]
 
 
 def test_objects365_is_read_where_its_patches_lie(tmp_path):
@@ -77,7 +130,7 @@ def test_open_images_gives_shares_of_width_and_height(tmp_path):
     ]
     files = {
         "oidv6-train-annotations-bbox.csv": "\n".join([head, *rows]) + "\n",
-        "class-descriptions-boxable.csv": '/m/1,Tortoise\n/m/2,"Shelf, small"\n',
+        "oidv7-class-descriptions-boxable.csv": '/m/1,Tortoise\n/m/2,"Shelf, small"\n',
     }
     write(tmp_path, files | {f"train/{name}.jpg": WIDE for name in "acde"})
     (one, last), reasons = read("openimages", tmp_path)
@@ -87,7 +140,7 @@ def test_open_images_gives_shares_of_width_and_height(tmp_path):
     assert [reason.split(": ")[:2] for reason in reasons] == [
         [
             "oidv6-train-annotations-bbox.csv:5",
-            "LabelName=/m/9 is not in class-descriptions-boxable.csv",
+            "LabelName=/m/9 is not in *class-descriptions-boxable.csv",
         ],
         [
             "oidv6-train-annotations-bbox.csv:6",

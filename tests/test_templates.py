@@ -1,5 +1,7 @@
 """Templates tell a record's own parts, in the wordings of the paper's table 5."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -88,6 +90,20 @@ def test_what_is_left_of_a_cut_document_and_its_answer_are_the_document():
     assert [(4, 12)] in cuts  # two rows of four
     assert [(5, 7), (9, 11)] in cuts  # the middle
     assert len(cuts) == len({str(cut) for cut in cuts}) == 100
+
+
+def test_no_answer_is_empty_however_words_are_spaced():
+    record = CodedRecord("pair", (" a  red\ncat ", np.arange(16, dtype=np.int32)))
+    texts = [text for text, image in TEMPLATES["infill"](record) if not isinstance(image, Cut)]
+    assert {"".join(piece for piece, _ in text.pieces()) for text in texts} == {"a red cat"}
+    assert all(piece.strip() for text in texts for piece, is_answer in text.pieces() if is_answer)
+
+
+@pytest.mark.parametrize("name", ["boxes", "grounded", "write", "short", "question", "choice"])
+def test_a_map_in_front_of_its_picture_is_not_taken_for_it(name):
+    record = replace(RECORD, segments=("a red cat", FIRST, SECOND))
+    for way in TEMPLATES[name](record):
+        assert [part for part in way if isinstance(part, np.ndarray)] == [SECOND]
 
 
 def test_every_text_is_told_in_every_wording():

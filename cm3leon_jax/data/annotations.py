@@ -8,7 +8,7 @@ bytes of memory for each: what belongs to a picture is read when the picture is.
 import json
 import re
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -154,8 +154,8 @@ def _open_index(file: Path, name: str, field: str, changed: int) -> Index:
 
 def home(file: Path) -> Path:
     """The folder of a dataset: that of its annotation file, or the one around `annotations`."""
-    folder = file.resolve().parent
-    return folder.parent if folder.name.lower() in FOLDERS else folder
+    folder = file.absolute().parent  # by the names that were given: either may be a link
+    return (folder.parent if folder.name.lower() in FOLDERS else folder).resolve()
 
 
 def find_image(root: Path, *names: str) -> Path:
@@ -165,8 +165,10 @@ def find_image(root: Path, *names: str) -> Path:
     """
     for name in names:
         for folder in ("", *_list_folders(root)):
-            if (root / folder / name).is_file():  # folders may be links, what is in them may not
-                return find_picture((root / folder).resolve(), name)
+            path = root / folder / name
+            if path.is_file() and path.is_relative_to(root) and ".." not in path.parts:
+                # Folders may be links, what is in them may not.
+                return find_picture(path.parent.resolve(), path.name)
     return find_picture(root, names[0])
 
 
@@ -265,16 +267,25 @@ def _find(text: _Text, name: str) -> bool:
         text.expect(":")
         if key == name:
             return True
-        text.value()
+        _skip(text)
         if text.expect(",}") == "}":
             break
     return False
 
 
+def _skip(text: _Text) -> None:
+    """Passes the next value: of an array or object, which may be large, one entry at a time."""
+    if text.peek() not in ("[", "{"):
+        text.value()
+        return
+    text.expect("[{")
+    for _ in _list_values(text, text.file, 1):
+        pass
+
+
 def _list_values(text: _Text, file: Path, number: int) -> Iterator[Entry]:
-    """The values up to the closing bracket, the first of which is the given one."""
+    """The values up to and with the closing bracket, the first of which is the given one."""
     while text.peek() not in ("]", "}"):
-        text.peek()
         place = Place(str(file), text.base + text.at, number)
         content, key = text.value(), None
         if text.peek() == ":":
@@ -284,11 +295,4 @@ def _list_values(text: _Text, file: Path, number: int) -> Iterator[Entry]:
         number += 1
         if text.expect(",]}") != ",":
             return
-
-
-def start_at(files: Sequence[Path], start: Place | None) -> Iterator[tuple[Path, Place | None]]:
-    """The files from the one where a reader starts, and where in it."""
-    for file in files:
-        if start is None or start.path == str(file):
-            yield file, start
-            start = None
+    text.expect("]}")

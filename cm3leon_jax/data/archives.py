@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from cm3leon_jax.data.folders import DETAILS, PICTURE_SUFFIXES, to_record
-from cm3leon_jax.data.records import Found, Place, Record, fail
+from cm3leon_jax.data.records import Found, Place, Record, fail, start_at
 
 MAX_BYTES = 64 * 2**20  # of one member: far above any photo, far below the memory
 
@@ -29,10 +29,8 @@ def scan_tars(shards: Sequence[Path], start: Place | None = None) -> Iterator[Fo
     A damaged shard ends with one bad record, which stands for the sample that is damaged, or stands
     before the damage, and for all behind it. Then the next shard follows.
     """
-    for shard in shards:
-        if start is None or start.path == str(shard):
-            yield from _scan_shard(shard, start or Place(str(shard)))
-            start = None
+    for shard, place in start_at(shards, start):
+        yield from _scan_shard(shard, place or Place(str(shard)))
 
 
 def _scan_shard(shard: Path, start: Place) -> Iterator[Found]:

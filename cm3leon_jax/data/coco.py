@@ -22,9 +22,9 @@ from cm3leon_jax.data.annotations import (
     open_index,
     read_value,
     scan_entries,
-    start_at,
 )
-from cm3leon_jax.data.records import Box, Found, Place, Record
+from cm3leon_jax.data.pictures import upright_size
+from cm3leon_jax.data.records import Box, Found, Place, Record, start_at
 
 
 def group(image_id: Any) -> str:
@@ -73,7 +73,7 @@ def scan_karpathy(
 def _captioned(root: Path, captions: Index, licenses: Mapping[int, str], entry: Entry) -> Record:
     image = entry.read()
     texts = _texts(captions[image["id"]], "caption")
-    return _record(root, image, texts, licenses, group(image["id"]))
+    return _record(_find_file(root, image), image, texts, licenses, group(image["id"]))
 
 
 def _boxed(
@@ -96,8 +96,9 @@ def _boxed(
         raise ValueError("nothing but crowds is marked")
     labels = ", ".join(dict.fromkeys(label for label, _ in boxes))
     texts = _texts(captions[image["id"]], "caption") if captions is not None else [labels]
-    where = group(image["id"]) if is_coco else ""
-    return _record(root, image, texts, licenses, where, boxes)
+    where, path = group(image["id"]) if is_coco else "", _find_file(root, image)
+    boxes = _resized(boxes, size, upright_size(path))
+    return _record(path, image, texts, licenses, where, boxes)
 
 
 def _is_of(splits: tuple[str, ...], entry: Entry) -> bool:
@@ -123,6 +124,21 @@ def _box(annotation: Mapping[str, Any], names: Mapping[int, str], size: tuple[in
     return names[category], (x0, y0, x1, y1)
 
 
+def _resized(
+    boxes: Sequence[Box], stated: tuple[int, int], found: tuple[int, int]
+) -> tuple[Box, ...]:
+    """Boxes in pixels of the file, which may be smaller or larger than the annotations state."""
+    (width, height), (x, y) = stated, found
+    if abs(x * height - y * width) > width + height:  # sides were rounded to whole pixels
+        rule = "get the picture again, or resize both sides alike"
+        raise ValueError(f"a picture of {x} x {y} pixels, annotated at {width} x {height}: {rule}")
+    x_scale, y_scale = x / width, y / height
+    return tuple(
+        (label, (x0 * x_scale, y0 * y_scale, x1 * x_scale, y1 * y_scale))
+        for label, (x0, y0, x1, y1) in boxes
+    )
+
+
 def _sentences(root: Path, is_coco: bool, entry: Entry) -> Record:
     image = entry.read()
     name = image["filename"]
@@ -133,19 +149,26 @@ def _sentences(root: Path, is_coco: bool, entry: Entry) -> Record:
     return Record(id, (*texts, find_image(root, *names)), group=where)
 
 
+def _find_file(root: Path, image: Mapping[str, Any]) -> Path:
+    """The picture of an entry: COCO 2017 says its folder in the address alone."""
+    path, url = PurePosixPath(image["file_name"]), image.get("coco_url")
+    names = ["/".join(path.parts[-n:]) for n in (len(path.parts), 2, 1)]
+    if url:
+        names.insert(0, "/".join(PurePosixPath(url).parts[-2:]))
+    return find_image(root, *dict.fromkeys(names))
+
+
 def _record(
-    root: Path,
+    path: Path,
     image: Mapping[str, Any],
     texts: list[str],
     licenses: Mapping[int, str],
     where: str,
     boxes: tuple[Box, ...] = (),
 ) -> Record:
-    path = PurePosixPath(image["file_name"])
-    names = (*dict.fromkeys(["/".join(path.parts[-n:]) for n in (len(path.parts), 2, 1)]),)
     return Record(
         id=str(image["id"]),
-        segments=(*texts, find_image(root, *names)),
+        segments=(*texts, path),
         boxes=boxes,
         license=licenses.get(image.get("license", -1), ""),
         source_url=image.get("flickr_url") or image.get("coco_url") or "",

@@ -14,7 +14,7 @@ from cm3leon_jax import config
 from cm3leon_jax.data import sources
 from cm3leon_jax.data.instructions import find_task
 from cm3leon_jax.data.pictures import BadPicture, fit_boxes, open_picture, upright_size
-from cm3leon_jax.data.records import Record, Skipped, is_held_out
+from cm3leon_jax.data.records import Record, Skipped, is_held_out, picture_of
 from cm3leon_jax.data.shards import FIELDS, CodedRecord
 from cm3leon_jax.data.templates import TEMPLATES
 from cm3leon_jax.tokens.wording import Filled
@@ -121,11 +121,10 @@ def open_example(record: Record, size: int) -> Example:
     if not (has_text or record.question or record.instruction):
         raise BadPicture("no text, question or instruction")
     if record.boxes:
-        pictures = (part for part in record.segments if not isinstance(part, str))
-        first = next(pictures, None)
-        if first is None:
+        picture = picture_of(record.segments)
+        if picture is None:
             raise BadPicture("boxes without a picture")
-        record = replace(record, boxes=fit_boxes(record.boxes, *upright_size(first), size))
+        record = replace(record, boxes=fit_boxes(record.boxes, *upright_size(picture), size))
     return Example(record, segments)
 
 
@@ -142,6 +141,6 @@ def written(task: str, examples: Sequence[Example]) -> Iterator[str]:
 
 
 def captioned(examples: Sequence[Example]) -> tuple[list[str], NDArray[np.uint8]]:
-    """The first text and the first picture of every example that has both."""
+    """The first text and its picture, of every example that has both."""
     both = [example for example in examples if example.texts and example.images]
-    return [e.texts[0] for e in both], np.array([e.images[0] for e in both], np.uint8)
+    return [e.texts[0] for e in both], np.array([picture_of(e.segments) for e in both], np.uint8)

@@ -185,7 +185,7 @@ def _to_record(
     key = f"{dataset.name}/{facts['id']}"
     return Record(
         id=f"{key}{which}",
-        segments=(text, _to_picture(_pick(example, paths["image"]))),
+        segments=(" ".join(text.split()), _to_picture(_pick(example, paths["image"]))),
         license=facts["license"],
         source_url=facts["source_url"],
         origin=f"{origin}{which}",

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cm3leon_jax.data.annotations import checked, start_at
-from cm3leon_jax.data.records import Found, Place, Record, check_text
+from cm3leon_jax.data.annotations import checked
+from cm3leon_jax.data.records import Found, Place, Record, check_text, start_at
 
 COLUMNS = ("original_image", "edit_prompt", "edited_image")
 OPTIONAL = "original_prompt"

@@ -17,6 +17,7 @@ from cm3leon_jax.checkpoint import read_experiment
 from cm3leon_jax.data.instructions import find_task
 from cm3leon_jax.data.shards import CodedRecord, Shards
 from cm3leon_jax.data.templates import TEMPLATES, Cut, Parts
+from cm3leon_jax.fields import require
 from cm3leon_jax.mapped import Mapped
 from cm3leon_jax.tokens.document import Document, Image, Text
 from cm3leon_jax.tokens.objective import code_places, rotate, token_weights
@@ -127,7 +128,12 @@ class Examples:
                     f" {folder} has vectors of {wanted[0]} and {wanted[1]}:"
                     " run `cm3leon retrieve` again"
                 )
-        template = source.template or _template_of(Path(source.workdir))
+        template = source.template or "plain"
+        if (folder.parent / "config.json").exists():
+            data, length = read_experiment(folder.parent).data, c.data.row_length
+            template = source.template or find_task(data.task).template
+            rule = f"{folder} was prepared with {data.row_length}: use no less, or prepare again"
+            require(length >= data.row_length, "data.row_length", length, rule)
         return cls(documents, text, c, memory, neighbours, template, source.name)
 
     def __len__(self) -> int:
@@ -182,11 +188,6 @@ class Examples:
         found = rng.permutation(np.unique(rows[rows >= 0]))
         retrieval = self._c.retrieval
         return found[: rng.integers(retrieval.least, retrieval.most + 1)].tolist()
-
-
-def _template_of(workdir: Path) -> str:
-    is_run = (workdir / "config.json").exists()
-    return find_task(read_experiment(workdir).data.task).template if is_run else "plain"
 
 
 def to_document(record: CodedRecord, text: TextTokenizer) -> Document:

@@ -74,7 +74,7 @@ DATASETS: dict[str, Task] = {
         " TextOCR (textvqa.org/textocr, annotations CC BY 4.0). The paper's data is not public.",
     ),
     "coco_boxes": Task(
-        "boxes", coco.scan_instances, ("instances_*train*.json", "instances_*.json"), _COCO
+        "boxes", coco.scan_instances, ("instances_train2017.json", "instances_*train*.json"), _COCO
     ),
     "objects365": Task(
         "boxes",
@@ -86,13 +86,13 @@ DATASETS: dict[str, Task] = {
     "openimages": Task(
         "boxes",
         openimages.scan_boxes,
-        ("*train-annotations-bbox.csv", "*annotations-bbox.csv"),
+        ("*train-annotations-bbox.csv",),
         "storage.googleapis.com/openimages/web/download_v7.html: *train-annotations-bbox.csv and"
         f" {openimages.CLASSES} beside train/. Annotations CC BY 4.0; pictures by their page CC BY"
         " 2.0.",
     ),
     "coco_captions": Task(
-        "short", coco.scan_captions, ("captions_*train*.json", "captions_*.json"), _COCO
+        "short", coco.scan_captions, ("captions_train2017.json", "captions_*train*.json"), _COCO
     ),
     "coco_karpathy": Task(
         "short",
@@ -118,21 +118,21 @@ DATASETS: dict[str, Task] = {
     "localized_narratives": Task(
         "narration",
         paragraphs.scan_narratives,
-        ("*train*localized_narratives*.jsonl", "*localized_narratives*.jsonl", "*.jsonl"),
+        ("*train*localized_narratives*.jsonl",),
         "google.github.io/localized-narratives: *_localized_narratives*.jsonl beside the pictures"
         " of COCO, Flickr30k, ADE20K or Open Images. Narratives CC BY 4.0.",
     ),
     "vqa2": Task(
         "question",
         questions.scan_vqa,
-        ("v2_OpenEnded_mscoco_train*_questions.json", "v2_OpenEnded_*_questions.json"),
+        ("v2_OpenEnded_mscoco_train*_questions.json",),
         "visualqa.org/download.html: questions and annotations beside train2014/ of"
         " cocodataset.org. Annotations CC BY 4.0; each picture under its Flickr licence.",
     ),
     "okvqa": Task(
         "question",
         questions.scan_vqa,
-        ("OpenEnded_mscoco_train*_questions.json", "OpenEnded_*_questions.json"),
+        ("OpenEnded_mscoco_train*_questions.json",),
         "okvqa.allenai.org/download.html: questions and annotations beside train2014/ of"
         " cocodataset.org. The licence is on its page; each picture under its Flickr licence.",
     ),

@@ -167,10 +167,12 @@ def _pack(
     streams: Sequence[Sequential], length: int, position: list[int]
 ) -> Generator[tuple[Batch, list[int]]]:
     """Rows [B T], each of its own stream's examples in order, as many as fit."""
+    last: dict[int, tuple[int, Example]] = {}  # what did not fit a row is its next one's first
 
-    @lru_cache(maxsize=2 * len(streams))  # an example that did not fit is the next row's first
     def example(row: int, place: int) -> Example:
-        return streams[row][place]
+        if row not in last or last[row][0] != place:
+            last[row] = place, streams[row][place]
+        return last[row][1]
 
     while True:
         filled, after = [], []

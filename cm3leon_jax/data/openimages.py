@@ -3,7 +3,7 @@
 train-annotations-bbox.csv       ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,
                                  IsOccluded,IsTruncated,IsGroupOf,...: one box a row, those of
                                  a picture behind one another
-class-descriptions-boxable.csv   /m/011k07,Tortoise
+class-descriptions-boxable.csv   /m/011k07,Tortoise; with or without oidv7- in front
 train/000002b66c9c498e.jpg       pictures
 """
 
@@ -13,11 +13,12 @@ from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
 
-from cm3leon_jax.data.annotations import find_image, home, start_at
+from cm3leon_jax.data.annotations import find_image, home
 from cm3leon_jax.data.pictures import upright_size
-from cm3leon_jax.data.records import Box, Found, Place, Record
+from cm3leon_jax.data.records import Box, Found, Place, Record, start_at
+from cm3leon_jax.data.tables import list_lines
 
-CLASSES = "class-descriptions-boxable.csv"
+CLASSES = "*class-descriptions-boxable.csv"
 COLUMNS = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", "IsGroupOf")
 Row = tuple[Place, list[str]]
 
@@ -28,7 +29,8 @@ def scan_boxes(files: Sequence[Path], start: Place | None = None) -> Iterator[Fo
     for file, place in start_at(files, start):
         columns, behind = _read_header(file)
         names, root, which = _read_classes(file), home(file), columns[0]
-        rows = _list_rows(file, place or behind)
+        lines = list_lines(file, place or behind)
+        rows = ((there, line.decode(errors="replace").split(",")) for line, there in lines)
         for id, found in groupby(rows, partial(_id_of, which)):
             there = list(found)
             single = [row for _, row in there if _is_single(row, columns)]
@@ -65,16 +67,6 @@ def _record(
     return Record(id, (labels, image), tuple(boxes), group=f"openimages/{id}")
 
 
-def _list_rows(file: Path, start: Place) -> Iterator[Row]:
-    _, offset, number = start
-    with file.open("rb") as lines:
-        lines.seek(offset)
-        for line in lines:
-            if content := line.decode(errors="replace").strip():
-                yield Place(str(file), offset, number), content.split(",")
-            offset, number = offset + len(line), number + 1
-
-
 def _read_header(file: Path) -> tuple[list[int], Place]:
     """Where the COLUMNS are, and the place of the row behind the header."""
     with file.open("rb") as lines:
@@ -88,9 +80,8 @@ def _read_header(file: Path) -> tuple[list[int], Place]:
 @lru_cache(maxsize=4)
 def _read_classes(file: Path) -> dict[str, str]:
     """Names in words, in small letters, by label."""
-    places = [folder / CLASSES for folder in (file.parent, home(file))]
-    found = next((path for path in places if path.is_file()), None)
-    if found is None:
-        raise ValueError(f"{places[0]} is missing: it holds the names of the labels")
-    with found.open(encoding="utf-8-sig", newline="") as stream:
+    found = [*sorted(file.parent.glob(CLASSES)), *sorted(home(file).glob(CLASSES))]
+    if not found:
+        raise ValueError(f"{file.parent} has no {CLASSES}: it holds the names of the labels")
+    with found[0].open(encoding="utf-8-sig", newline="") as stream:
         return {row[0]: row[1].lower() for row in csv.reader(stream) if len(row) == 2}

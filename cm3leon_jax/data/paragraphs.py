@@ -14,7 +14,7 @@ from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 from cm3leon_jax.data.annotations import (
     Entry,
@@ -24,10 +24,10 @@ from cm3leon_jax.data.annotations import (
     home,
     open_index,
     scan_entries,
-    start_at,
 )
 from cm3leon_jax.data.coco import group, scan_karpathy
-from cm3leon_jax.data.records import Found, Place, Record, check_text
+from cm3leon_jax.data.records import Found, Place, Record, check_text, start_at
+from cm3leon_jax.data.tables import Line, list_lines
 
 
 def scan_paragraphs(files: Sequence[Path], start: Place | None = None) -> Iterator[Found]:
@@ -42,7 +42,7 @@ def scan_paragraphs(files: Sequence[Path], start: Place | None = None) -> Iterat
 def scan_narratives(files: Sequence[Path], start: Place | None = None) -> Iterator[Found]:
     """Narratives, each a record: a picture may have those of several people, which are a group."""
     for file, place in start_at(files, start):
-        for line in _list_lines(file, place):
+        for line in list_lines(file, place):
             entry = Entry(None, line.content, line.place)
             make = partial(checked, partial(_narrative, home(file)), entry)
             yield Found(f"{file.name}:{line.place.line}", make, line.place)
@@ -58,30 +58,12 @@ def scan_flickr(files: Sequence[Path], start: Place | None = None) -> Iterator[F
             yield from scan_karpathy([file], place, splits=("train",), is_coco=False)
             continue
         split = _split_token if file.suffix == ".token" else _split_comment
-        lines = (line for line in _list_lines(file, place) if not _is_header(line))
+        lines = (line for line in list_lines(file, place) if not _is_header(line))
         rows = ((line.place, *split(line.content)) for line in lines)
         for name, found in groupby(rows, itemgetter(1)):
             there = list(found)
             make = partial(_flickr, home(file), name, [text for _, _, text in there])
             yield Found(f"{file.name}:{there[0][0].line}", make, there[0][0])
-
-
-class Line(NamedTuple):
-    """A line of a file, and where it is."""
-
-    content: bytes
-    place: Place
-
-
-def _list_lines(file: Path, start: Place | None) -> Iterator[Line]:
-    """The lines of a file that are not blank, from a place on."""
-    _, offset, number = start or Place(str(file))
-    with file.open("rb") as lines:
-        lines.seek(offset)
-        for line in lines:
-            if content := line.strip():
-                yield Line(content, Place(str(file), offset, number))
-            offset, number = offset + len(line), number + 1
 
 
 def _paragraph(root: Path, index: Index | None, entry: Entry) -> Record:

@@ -42,6 +42,7 @@ from cm3leon_jax.data.records import Record, Skipped, fail, is_held_out
 from cm3leon_jax.data.shards import CodedRecord, Shards, finish_shards, write_part
 from cm3leon_jax.data.structures import add_map
 from cm3leon_jax.data.templates import TEMPLATES, Parts
+from cm3leon_jax.fields import require
 from cm3leon_jax.mapped import Mapped, finish_mapped, part_path, write_mapped_part
 from cm3leon_jax.models.clip import (
     CLIP,
@@ -74,6 +75,10 @@ def prepare(
     beam, PipelineOptions = _import_beam()
     folder = workdir / "documents"
     if (folder / "skipped.txt").exists():
+        has_vectors = (folder / "train.vectors.json").exists()
+        rule = f"{folder} was prepared without retrieval: remove it and run `cm3leon prepare` again"
+        most = experiment.retrieval.most
+        require(has_vectors or not most, "retrieval.most", most, rule)
         return
     for option in pipeline_options:
         name = option.split("=")[0].lstrip("-")
@@ -134,12 +139,17 @@ def check_records(experiment: config.Experiment) -> None:
     """
     data, size = experiment.data, experiment.image_tokenizer.size
     tolerant = replace(data, max_bad_fraction=0.999)  # so that all are listed
-    skipped, kept, licenses = Skipped(), Counter[str](), Counter[str]()
+    skipped, kept, licenses, ids = Skipped(), Counter[str](), Counter[str](), set[int]()
     for part in sources.plan(tolerant, size):
         listed = len(skipped.reasons)
         for record in sources.read(part, tolerant, size, skipped):
             try:
                 open_ways(experiment, record)
+                if (id := hash_id(record.id)) in ids:
+                    fail(
+                        f"duplicate id {record.id!r}, which will stop the preparation: give another"
+                    )
+                ids.add(id)
             except ValueError as error:
                 skipped.add(record.origin or record.id, str(error))
             else:

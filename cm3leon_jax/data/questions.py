@@ -28,10 +28,9 @@ from cm3leon_jax.data.annotations import (
     open_index,
     read_value,
     scan_entries,
-    start_at,
 )
 from cm3leon_jax.data.coco import group
-from cm3leon_jax.data.records import Found, Place, Record
+from cm3leon_jax.data.records import Found, Place, Record, start_at
 
 
 def scan_vqa(files: Sequence[Path], start: Place | None = None) -> Iterator[Found]:

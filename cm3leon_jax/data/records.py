@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -28,7 +29,7 @@ class Record:
 
     `segments` are in reading order. An edit is (image before, image after) with the `instruction`;
     a question about an image carries `question` and `answer`, and in `answers` all that people gave
-    where there are several; `boxes` belong to the first image.
+    where there are several; `boxes` belong to the image of `picture_of`.
     `origin` says where the record was read ("captions.jsonl:17") and serves messages only.
     """
 
@@ -90,6 +91,25 @@ class Found(NamedTuple):
 
 Scan = Callable[[Sequence[Path], Place | None], Iterator[Found]]
 """Reads files one after the other, from a place on."""
+
+
+def start_at(files: Sequence[Path], start: Place | None) -> Iterator[tuple[Path, Place | None]]:
+    """The files from the one where a reader starts, and where in it."""
+    for file in files:
+        if start is None or start.path == str(file):
+            yield file, start
+            start = None
+
+
+def picture_of(segments: Sequence[Any]) -> Any:
+    """The image that the texts and boxes of a record are about, None where it has none.
+
+    Of the first images that no text parts, the last: a map stands in front of its picture.
+    """
+    runs = [
+        [*run] for is_text, run in groupby(segments, lambda s: isinstance(s, str)) if not is_text
+    ]
+    return runs[0][-1] if runs else None
 
 
 def fail(reason: str) -> NoReturn:
@@ -187,7 +207,8 @@ def _check_box(name: str, value: Any) -> None:
     rule = "give (label, (x0, y0, x1, y1)) in pixels with 0 <= x0 < x1 and 0 <= y0 < y1"
     match value:
         case (str(label), (x0, y0, x1, y1)) if all(_is_finite(v) for v in (x0, y0, x1, y1)):
-            if label.strip() and 0 <= x0 < x1 and 0 <= y0 < y1:
+            if 0 <= x0 < x1 and 0 <= y0 < y1:
+                check_text(f"the label of {name}", label)
                 return
     raise ValueError(f"{name}={value!r}: {rule}")
 

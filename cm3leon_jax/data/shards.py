@@ -20,14 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cm3leon_jax.data.records import Box
 from cm3leon_jax.mapped import part_path
 
 VERSION = 2  # a new field with a default needs no other: records without it stay readable
 HEADER = struct.Struct("<BBI")  # version, bytes of one code, bytes of the JSON that follows
 SUFFIX = ".array_record"
 OPENED = 64  # parts kept open at once: each takes a file handle
-
-Box = tuple[str, tuple[float, float, float, float]]
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value, so neither would ==

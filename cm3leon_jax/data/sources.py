@@ -104,6 +104,8 @@ def read(part: Part, data: config.Data, size: int, skipped: Skipped) -> Iterator
             record = found.make()
             if record.id in ids:
                 raise ValueError(f"duplicate id {record.id!r}")
+            if not record.origin:
+                record = replace(record, origin=found.origin)
         except (ValueError, OSError) as error:
             skipped.add(found.origin, str(error))
             skipped.check_early(data.max_bad_fraction)

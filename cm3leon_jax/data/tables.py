@@ -5,13 +5,13 @@ Both are read as streams that can start at any record, and messages name the lin
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from cm3leon_jax.data.folders import FIELDS, Find, check_known, find_picture, to_record
-from cm3leon_jax.data.records import Found, Place, Record, fail
+from cm3leon_jax.data.records import Found, Place, Record, fail, start_at
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 COLUMNS = tuple(name for name in FIELDS if name not in ("segments", "boxes", "answers"))
@@ -19,7 +19,11 @@ COLUMNS = tuple(name for name in FIELDS if name not in ("segments", "boxes", "an
 
 def scan_jsonl(tables: Sequence[Path], start: Place | None = None) -> Iterator[Found]:
     """The entries of JSONL tables (`folders` has their form), one table after the other."""
-    return _scan(tables, start, _scan_lines)
+    for table, place in start_at(tables, start):
+        find = partial(find_picture, table.parent.resolve())
+        for line in list_lines(table, place):
+            origin = f"{table.name}:{line.place.line}"
+            yield Found(origin, partial(_read_line, line.content, find, origin), line.place)
 
 
 def scan_csv(tables: Sequence[Path], start: Place | None = None) -> Iterator[Found]:
@@ -28,28 +32,25 @@ def scan_csv(tables: Sequence[Path], start: Place | None = None) -> Iterator[Fou
     The first row names the columns, of COLUMNS. A quoted cell may hold newlines. Raises ValueError
     for a header that cannot be understood.
     """
-    return _scan(tables, start, _scan_rows)
+    for table, place in start_at(tables, start):
+        yield from _scan_rows(table, place or Place(str(table)))
 
 
-def _scan(
-    tables: Sequence[Path], start: Place | None, scan: Callable[[Path, Place], Iterator[Found]]
-) -> Iterator[Found]:
-    for table in tables:
-        if start is None or start.path == str(table):
-            yield from scan(table, start or Place(str(table)))
-            start = None
+class Line(NamedTuple):
+    """A line of a file, and where it is."""
+
+    content: bytes
+    place: Place
 
 
-def _scan_lines(table: Path, start: Place) -> Iterator[Found]:
-    find = partial(find_picture, table.parent.resolve())
-    _, offset, number = start
-    with table.open("rb") as lines:
+def list_lines(file: Path, start: Place | None) -> Iterator[Line]:
+    """The lines of a file that are not blank, from a place on."""
+    _, offset, number = start or Place(str(file))
+    with file.open("rb") as lines:
         lines.seek(offset)
         for line in lines:
             if content := line.removeprefix(BYTE_ORDER_MARK).strip():
-                origin = f"{table.name}:{number}"
-                make = partial(_read_line, content, find, origin)
-                yield Found(origin, make, Place(start.path, offset, number))
+                yield Line(content, Place(str(file), offset, number))
             offset, number = offset + len(line), number + 1
 
 

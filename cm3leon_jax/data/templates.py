@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from cm3leon_jax.data.records import picture_of
 from cm3leon_jax.data.shards import CodedRecord
 from cm3leon_jax.tokens import wording
 from cm3leon_jax.tokens.wording import Filled
@@ -47,9 +48,9 @@ def image_first(record: CodedRecord) -> list[Parts]:
 def infill(record: CodedRecord) -> list[Parts]:
     """A caption and its picture, and of one of them a part is the answer: some words, or a
     rectangle whose edges lie on quarters of the picture (a band of rows where it is as wide)."""
-    (image,), ways = _images(record, 1), list[Parts]()
+    image, ways = _picture(record), list[Parts]()
     for text in _texts(record):
-        words = text.split(" ")
+        words = text.split()
         for start in range(len(words)):
             for stop in range(start + 1, min(start + WORDS, len(words)) + 1):
                 before, inside, behind = words[:start], words[start:stop], words[stop:]
@@ -80,13 +81,13 @@ def map_of(kind: str, record: CodedRecord) -> list[Parts]:
 
 def boxes(record: CodedRecord) -> list[Parts]:
     """The caption with the place of each object, and the picture."""
-    (image,), places = _images(record, 1), _boxes(record)
+    image, places = _picture(record), _boxes(record)
     return [(wording.boxes(text, places), image) for text in _texts(record)]
 
 
 def grounded(record: CodedRecord) -> list[Parts]:
     """The inverse of `boxes`: caption and places are the answer."""
-    (image,), places = _images(record, 1), wording.places(_boxes(record))
+    image, places = _picture(record), wording.places(_boxes(record))
     answers = [f"{text} with segmentations {places}" for text in _texts(record)]
     (frame,) = wording.CAPTIONS["grounded"]
     return [(Filled(frame, (answer,)), image) for answer in answers]
@@ -94,26 +95,26 @@ def grounded(record: CodedRecord) -> list[Parts]:
 
 def write(record: CodedRecord) -> list[Parts]:
     """A picture with the record's text in it."""
-    (image,) = _images(record, 1)
+    image = _picture(record)
     return [(wording.write(text), image) for text in _texts(record)]
 
 
 def caption(style: str, record: CodedRecord) -> list[Parts]:
     """The picture's texts as answers, in the wordings of a style of `wording.CAPTIONS`."""
-    (image,), frames = _images(record, 1), wording.CAPTIONS[style]
+    image, frames = _picture(record), wording.CAPTIONS[style]
     return [(Filled(frame, (text,)), image) for text in _texts(record) for frame in frames]
 
 
 def question(record: CodedRecord) -> list[Parts]:
     """The question with its answer, and the picture."""
-    (image,), asked = _images(record, 1), _need(record, "question", record.question)
+    image, asked = _picture(record), _need(record, "question", record.question)
     answer = (_need(record, "answer", record.answer),)
     return [(Filled(frame, answer), image) for frame in wording.questions(asked)]
 
 
 def choice(record: CodedRecord) -> list[Parts]:
     """A question with its options, alone and, where a text explains the answer, with it."""
-    (image,), asked = _images(record, 1), _need(record, "question", record.question)
+    image, asked = _picture(record), _need(record, "question", record.question)
     answer = _need(record, "answer", record.answer)
     ways = [Filled(wording.choice(asked), (answer,))]
     frame = wording.explained_question(asked)
@@ -159,6 +160,11 @@ def _images(record: CodedRecord, count: int) -> list[NDArray[np.int32]]:
     if len(record.images) < count:
         raise ValueError(f"record {record.id!r}: {len(record.images)} images, {count} are needed")
     return record.images[:count]
+
+
+def _picture(record: CodedRecord) -> NDArray[np.int32]:
+    _images(record, 1)
+    return picture_of(record.segments)
 
 
 def _texts(record: CodedRecord) -> list[str]:

@@ -299,7 +299,7 @@ class Generator(Instructed):
         new = count * (self.experiment.decode.text_tokens + 2) - 2  # sentinels stand around each
 
         def ask(frame: wording.Frame, row: NDArray[np.int32], retrieved: Retrieved) -> Document:
-            main = [read_frame(frame, self.text), Image(row)]
+            main: list[Text | Image] = [read_frame(frame, self.text), Image(row)]
             ids = lambda d: holes.fill_prompt(Document(main, d), [], self.vocabulary)[:1]  # noqa: E731
             return Document(main, self.fit(retrieved, ids, new))
 

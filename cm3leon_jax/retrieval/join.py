@@ -81,7 +81,8 @@ def summarize(neighbours: Rows) -> dict[str, float]:
             mine = some["score"][there & (some["by"] == way)]
             scores[way] += mine.sum(dtype=np.float64)
             found[way] += mine.size
-    shares = {f"with {k}": count / len(neighbours) for k, count in enumerate(counts.tolist())}
+    total = max(len(neighbours), 1)
+    shares = {f"with {k}": count / total for k, count in enumerate(counts.tolist())}
     means = (scores / np.maximum(found, 1)).tolist()
     return shares | {"score by text": means[0], "score by image": means[1]}
 
@@ -89,7 +90,7 @@ def summarize(neighbours: Rows) -> dict[str, float]:
 def explain(
     queries: Rows, memory: Memory, rules: config.Retrieval, same: bool, count: int = 1000
 ) -> Mapping[str, float]:
-    """How often each rule refuses a candidate, on `count` evenly spaced documents."""
+    """How often each rule refuses a candidate, on `count` evenly spaced documents, if any."""
     count = min(count, len(queries))
     own = np.arange(count) * len(queries) // count
     verdicts = []
@@ -97,7 +98,7 @@ def explain(
         some = np.asarray(queries[own[start:stop]], np.float32)
         found = memory.find(some[:, 1], some[:, 2], rules)
         verdicts.append(judge(found, rules, own[start:stop] if same else None, some[:, 0]))
-    return count_verdicts(np.concatenate(verdicts))
+    return count_verdicts(np.concatenate(verdicts)) if verdicts else {}
 
 
 def _find(

@@ -50,7 +50,7 @@ class Memory:
             shape = list(self.vectors.shape)
             raise ValueError(f"memory: vectors are {shape}; give [N 3 E] of at least one document")
         if self.index is None:
-            mesh = make_mesh(config.Mesh())
+            mesh = make_mesh(config.Mesh(data=-1, fsdp=1))  # the axis that joins TPU slices
             object.__setattr__(self, "index", MeshSearch(Documents(self.vectors), mesh))
 
     @property
