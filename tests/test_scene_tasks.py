@@ -91,6 +91,14 @@ def test_scores_are_given_for_what_was_trained_on():
     assert config.Data().tasks == ()
 
 
+@pytest.mark.parametrize("times", [1, 8])
+def test_a_true_sentence_is_no_paragraph_however_often_it_is_said(times):
+    generator = answer_with("paragraphs", 0)
+    first = [text.partition(". ")[0] + "." for text in generator.caption([])]
+    generator.caption = lambda *asked, **how: [" ".join([text] * times) for text in first]
+    assert evaluate_task(generator, "paragraphs", DATA, COUNT).score()["mean"] == 0
+
+
 def test_the_suite_scores_what_the_bundle_was_trained_on(tmp_path):
     plain = config.replace(preset("tiny"), {"data.tasks": ()})
     generator = answer_with("composition", 0)
@@ -98,9 +106,38 @@ def test_the_suite_scores_what_the_bundle_was_trained_on(tmp_path):
     found = suites.scenes(generator, suites.Settings(tmp_path, plain.data, count=COUNT))
     all_right = {"mean": 1.0, "low": wilson(COUNT, COUNT)[0], "high": 1.0, "count": COUNT}
     assert found.scores == {"composition": all_right, "captions": all_right}
-    assert found.protocol["tasks"] == ["composition", "captions"]
+    assert found.protocol["tasks"] == {"composition": COUNT, "captions": COUNT}
+    assert found.protocol["held_out"] == plain.data.held_out
     assert len(found.cards) == 12
     other = config.replace(plain, {"data.source": "emoji"})
     generator.experiment = other
     with pytest.raises(ValueError, match=r"data\.source='emoji': use a bundle trained on"):
         suites.scenes(generator, suites.Settings(tmp_path, other.data, count=COUNT))
+
+
+def test_a_task_that_the_model_cannot_be_asked_is_refused_alone_and_done_ones_are_kept(tmp_path):
+    plain = config.replace(preset("tiny"), {"data.tasks": ()})
+    generator = answer_with("composition", 0)
+    generator.experiment, generator.memory, generator.int8 = plain, None, False
+    settings = suites.Settings(tmp_path, plain.data, count=COUNT)
+
+    def refuse(*asked: object, **how: object) -> None:
+        raise ValueError("a prompt of 90 tokens does not fit")
+
+    draw, generator.images = generator.images, refuse
+    found = suites.scenes(generator, settings)
+    assert found.scores["composition"] == {"count": COUNT, "refused": COUNT}
+    assert found.scores["captions"]["mean"] == 1
+    assert found.protocol["tasks"] == {"composition": COUNT, "captions": COUNT}
+    assert found.bad == ["composition: a prompt of 90 tokens does not fit"]
+    (tmp_path / "tasks" / "00000.json").unlink()
+    generator.images, generator.caption = draw, refuse
+    again = suites.scenes(generator, settings)
+    assert [again.scores[name]["mean"] for name in ("composition", "captions")] == [1, 1]
+    assert again.bad == []
+    assert len(again.cards) == 12
+    (tmp_path / "tasks" / "00001.json").unlink()
+    (tmp_path / "tasks" / "00000.json").unlink()
+    generator.images = refuse
+    with pytest.raises(ValueError, match="all 2 tasks were refused; the first one, composition"):
+        suites.scenes(generator, settings)

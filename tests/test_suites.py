@@ -1,6 +1,7 @@
 """Suites on an untrained bundle: files, protocols, resumption, bad input, comparisons."""
 
 import json
+import sys
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -30,12 +31,12 @@ class Painter:
         {"image_tokenizer.size": 8, "image_tokenizer.patch": 4, "model.image_tokens": 4}
         | {"image_tokenizer.multipliers": [1], "data.source": "elsewhere"},
     )
-    transformer = np.zeros(3)
-    clip = memory = None
-    int8 = False
+    clip = clip_tokenizer = memory = None
+    int8, identity = False, "painter"
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.documents: list[int] = []
 
     def images(self, prompts, seed, documents, candidates):
         self.asked += prompts
@@ -45,7 +46,8 @@ class Painter:
     def caption(self, pictures, style, documents, seed):
         return [f"a {WORDS[int(picture[0, 0, 0]) % 8]}" for picture in pictures]
 
-    def answer(self, pictures, questions, explain, seed):
+    def answer(self, pictures, questions, explain, documents, seed):
+        self.documents.append(documents)
         if "a hedge" in questions:
             raise ValueError("a prompt of 90 tokens exceeds model.context=64")
         return ["The red." for _ in questions]
@@ -184,7 +186,7 @@ def test_captions_and_answers_are_scored_and_reported(generator, settings, quest
 
     data = config.Data(source=str(questions), task="vqa2", max_bad_fraction=0.4)
     asked = replace(settings, data=data, out=settings.out / "questions")
-    assert "vqa" in list_suites(generator, asked)
+    assert list_suites(generator, asked) == ["vqa"]  # its records have no captions
     vqa = evaluate_suites(generator, ["vqa"], asked)["suites"]["vqa"]
     assert vqa["scores"]["vqa_accuracy_count"] == 8
     assert vqa["scores"]["vqa_accuracy"] == 7 / 8
@@ -195,6 +197,70 @@ def test_captions_and_answers_are_scored_and_reported(generator, settings, quest
     assert "question 9: all 0 answers are empty" in bad
     assert "COCO_train2014_000000000077.jpg" in bad
     assert "![vqa](vqa.png)" in (asked.out / "report.md").read_text()
+    assert ({*generator.documents}, vqa["protocol"]["decode"]["documents"]) == ({0}, 0)
+
+
+def test_answers_are_asked_for_behind_the_documents_that_are_written_down(
+    generator, settings, questions
+):
+    generator.memory = object()
+    some = {"decode.documents": 2, "retrieval.most": 2}
+    generator.experiment = config.replace(Painter.experiment, some)
+    data = config.Data(source=str(questions), task="vqa2", max_bad_fraction=0.4)
+    for given, wanted in ((None, 0), (1, 1)):
+        generator.documents.clear()
+        asked = replace(settings, data=data, documents=given, out=settings.out / f"{given}")
+        protocol = evaluate_suites(generator, ["vqa"], asked)["suites"]["vqa"]["protocol"]
+        assert ({*generator.documents}, protocol["decode"]["documents"]) == ({wanted}, wanted)
+
+
+def test_suites_of_several_calls_stand_side_by_side_each_as_soon_as_it_is_done(generator, settings):
+    def read() -> dict:
+        return json.loads((settings.out / "results.json").read_text())
+
+    with pytest.raises(ValueError, match="use a source with pictures"):  # it has no questions
+        evaluate_suites(generator, ["captions", "vqa"], settings)
+    first = read()
+    assert {*first["suites"]} == {"captions"}
+    found = evaluate_suites(generator, ["coco_fid"], settings)
+    assert {*found["suites"]} == {"coco_fid"}
+    assert read() == found | {"suites": found["suites"] | first["suites"]}
+    for name in ("report.md", "report.html", "bad.txt"):
+        text = (settings.out / name).read_text()
+        assert "captions" in text
+        assert "coco_fid" in text
+    assert (settings.out / "report.html").read_text().count("data:image/png;base64,") == 16
+
+
+def test_captions_are_not_written_where_nothing_can_score_them(generator, settings, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.bleu.bleu", None)
+    with pytest.raises(ValueError, match=r"captions need pycocoevalcap: pip install"):
+        evaluate_suites(generator, ["coco_fid", "captions"], settings)
+    assert not settings.out.exists()
+
+
+@pytest.mark.parametrize(
+    "change", ["decode.temperature", "allow_licenses", "max_bad_fraction", "reference", "identity"]
+)
+def test_parts_of_another_command_are_not_taken(generator, settings, change, tmp_path):
+    reference = tmp_path / "real"
+    reference.mkdir()
+    for i in range(2):
+        Pillow.new("RGB", (8, 8), (i, 9, 9)).save(reference / f"{i}.png")
+    settings = replace(settings, reference=reference)
+    evaluate_suites(generator, ["captions"], settings)
+    changes = {"allow_licenses": ("CC0-1.0",), "max_bad_fraction": 0.3}
+    if change == "decode.temperature":
+        generator.experiment = config.replace(generator.experiment, {change: 0.5})
+    elif change == "reference":
+        Pillow.new("RGB", (8, 8)).save(reference / "0.png")
+    elif change == "identity":
+        change = "bundle"
+        generator.identity = "another"
+    else:
+        settings = replace(settings, data=replace(settings.data, **{change: changes[change]}))
+    with pytest.raises(ValueError, match=rf"{change}=.*settings.json has"):
+        evaluate_suites(generator, ["captions"], settings)
 
 
 def test_results_of_other_protocols_are_not_compared(generator, settings, tmp_path):
@@ -205,11 +271,25 @@ def test_results_of_other_protocols_are_not_compared(generator, settings, tmp_pa
     fewer = replace(settings, count=3, out=tmp_path / "fewer")
     with pytest.raises(ValueError, match=r"dataset_hash='.*': .*results.json has"):
         evaluate_suites(generator, ["captions"], fewer, against=path)
+    assert not (fewer.out / "captions" / "captions").exists()  # nothing was written by then
+    with pytest.raises(ValueError, match=r"against=.*: use results with one of \['coco_fid'\]"):
+        evaluate_suites(generator, ["coco_fid"], settings, against=path)
+    assert generator.asked == []
     with pytest.raises(ValueError, match=r"count=3: .*settings.json has 512"):
         evaluate_suites(generator, ["captions"], replace(settings, count=3))
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(ValueError, match=r"against=.*use a results.json"):
         evaluate_suites(generator, ["captions"], settings, against=tmp_path / "x.json")
+
+
+def test_what_is_measured_otherwise_is_reported_and_not_compared(generator, settings, tmp_path):
+    evaluate_suites(generator, ["coco_fid"], settings)
+    path = settings.out / "results.json"
+    other = replace(settings, encoders=settings.encoders._replace(name="x"), out=tmp_path / "other")
+    with pytest.raises(ValueError, match=r"measure\.clip='x': .*results.json has 'colours'"):
+        evaluate_suites(generator, ["coco_fid"], other, against=path)
+    assert "clip_score" in (other.out / "report.md").read_text()
+    assert "coco_fid" in json.loads((other.out / "results.json").read_text())["suites"]
 
 
 def test_too_many_bad_records_stop_an_evaluation(generator, settings):

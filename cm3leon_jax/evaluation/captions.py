@@ -8,6 +8,7 @@ and abbreviations beyond single letters and ABBREVIATIONS.
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cm3leon_jax.fields import require
 
@@ -41,6 +42,17 @@ def tokenize(text: str) -> str:
     return " ".join(found)
 
 
+def open_scorers() -> tuple[Any, Any, Any]:
+    """pycocoevalcap's BLEU, CIDEr and ROUGE-L. Raises ValueError where it is missing."""
+    try:
+        from pycocoevalcap.bleu.bleu import Bleu
+        from pycocoevalcap.cider.cider import Cider
+        from pycocoevalcap.rouge.rouge import Rouge
+    except ImportError:
+        raise ValueError("captions need pycocoevalcap: pip install 'cm3leon_jax[eval]'") from None
+    return Bleu(4), Cider(), Rouge()
+
+
 def caption_scores(
     candidates: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, float]:
@@ -48,12 +60,7 @@ def caption_scores(
 
     An empty candidate scores 0. Raises ValueError where a picture has no reference with a token.
     """
-    try:
-        from pycocoevalcap.bleu.bleu import Bleu
-        from pycocoevalcap.cider.cider import Cider
-        from pycocoevalcap.rouge.rouge import Rouge
-    except ImportError:
-        raise ValueError("captions need pycocoevalcap: pip install 'cm3leon_jax[eval]'") from None
+    of_bleu, of_cider, of_rouge = open_scorers()
     require(len(candidates) == len(references), "captions", len(candidates), "use one a picture")
     said = {i: [tokenize(text)] for i, text in enumerate(candidates)}
     wanted: Mapping[int, list[str]] = {
@@ -62,8 +69,8 @@ def caption_scores(
     }
     for i, texts in wanted.items():
         require(bool(texts), f"references[{i}]", references[i], "use one or more with words")
-    bleu, _ = Bleu(4).compute_score(wanted, said, verbose=0)
-    cider, _ = Cider().compute_score(wanted, said)
-    rouge, _ = Rouge().compute_score(wanted, said)
+    bleu, _ = of_bleu.compute_score(wanted, said, verbose=0)
+    cider, _ = of_cider.compute_score(wanted, said)
+    rouge, _ = of_rouge.compute_score(wanted, said)
     scores = {"cider": cider} | {f"bleu_{n}": value for n, value in enumerate(bleu, start=1)}
     return {name: float(value) for name, value in (scores | {"rouge_l": rouge}).items()}

@@ -5,8 +5,8 @@ mean discrepancy under a cubic kernel (arXiv 1801.01401). Statistics are sums: p
 set of any size streams in constant memory. B pictures of a batch, D = 2048 features.
 """
 
+import io
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cm3leon_jax.evaluation.parts import write_bytes
 from cm3leon_jax.fields import require
 
 BLOCK = 2048  # vectors
@@ -124,16 +125,15 @@ def _without_diagonal(kernel: NDArray[np.float64]) -> float:
 
 def save_statistics(path: Path, statistics: Statistics, about: Mapping[str, Any]) -> None:
     """Writes an .npz file of plain arrays; `about` says which pictures and network they are of."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with temporary.open("wb") as file:
-        np.savez(
-            file,
-            count=np.int64(statistics.count),
-            mean=statistics.mean,
-            scatter=statistics.scatter,
-            about=np.array(json.dumps(about)),
-        )
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        count=np.int64(statistics.count),
+        mean=statistics.mean,
+        scatter=statistics.scatter,
+        about=np.array(json.dumps(about)),
+    )
+    write_bytes(path, buffer.getvalue())
 
 
 def load_statistics(path: Path) -> tuple[Statistics, dict[str, Any]]:

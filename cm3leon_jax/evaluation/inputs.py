@@ -23,7 +23,7 @@ from cm3leon_jax.checkpoint import write_json
 from cm3leon_jax.data import sources
 from cm3leon_jax.data.pictures import Picture, open_picture, to_png
 from cm3leon_jax.data.records import Record, Skipped, is_held_out
-from cm3leon_jax.evaluation.parts import wait_for
+from cm3leon_jax.evaluation.parts import wait_for, write_bytes
 from cm3leon_jax.fields import require
 
 Split = Literal["held_out", "all"]
@@ -163,13 +163,6 @@ def _write_picture(folder: Path, picture: Picture, size: int) -> str:
     if not (folder / name).exists():
         write_bytes(folder / name, to_png(pixels))
     return name
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file under a temporary name, then renames it."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:

@@ -4,6 +4,7 @@ A part appears whole or not at all, and does not depend on the others. So a kill
 on with the same command and gives the same, and processes that share a folder share the work.
 """
 
+import io
 import json
 import os
 import time
@@ -36,7 +37,7 @@ def in_parts(
     paths = [folder / f"{number:05}.{suffix}" for number in range(len(starts))]
     for number, (start, path) in enumerate(zip(starts, paths)):
         if number % of == me and not path.exists():
-            _write(path, make(range(start, min(start + size, count))))
+            write_bytes(path, _to_bytes(make(range(start, min(start + size, count)))))
     wait_for(paths)
     return paths
 
@@ -70,11 +71,16 @@ def join_arrays(paths: Iterable[Path], path: Path) -> NDArray[Any]:
     return np.load(path, mmap_mode="r")
 
 
-def _write(path: Path, content: Any) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file under a temporary name, then renames it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    if isinstance(content, np.ndarray):
-        with temporary.open("wb") as file:
-            np.save(file, content)
-    else:
-        temporary.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    temporary.write_bytes(content)
     temporary.replace(path)
+
+
+def _to_bytes(content: Any) -> bytes:
+    if not isinstance(content, np.ndarray):
+        return json.dumps(content, ensure_ascii=False).encode()
+    buffer = io.BytesIO()
+    np.save(buffer, content)
+    return buffer.getvalue()

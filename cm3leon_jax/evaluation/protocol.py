@@ -6,11 +6,12 @@ Two scores are compared only where their protocols are the same, field by field.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from cm3leon_jax.checkpoint import write_json
+from cm3leon_jax.fields import require
 
 
 def check_same(own: Mapping[str, Any], other: Mapping[str, Any], where: str) -> None:
@@ -20,6 +21,11 @@ def check_same(own: Mapping[str, Any], other: Mapping[str, Any], where: str) -> 
         here, there = ours.get(name), theirs.get(name)
         if here != there:
             raise ValueError(f"{name}={here!r}: {where} has {there!r}; use the same to compare")
+
+
+def check_begun(own: Mapping[str, Any], other: Mapping[str, Any], where: str) -> None:
+    """`check_same` for a protocol that has not all of its fields yet: before the work is done."""
+    check_same(own, {name: other.get(name) for name in own}, where)
 
 
 def open_folder(out: Path, settings: Mapping[str, Any], is_first: bool) -> None:
@@ -45,23 +51,29 @@ def read_results(path: Path) -> dict[str, Any]:
     return found
 
 
+def protocols(
+    other: Mapping[str, Any], suites: Iterable[str], where: str
+) -> dict[str, Mapping[str, Any]]:
+    """Those of other results, of the suites that they have. Raises ValueError where it has none."""
+    names = list(suites)
+    found = {name: other["suites"][name]["protocol"] for name in names if name in other["suites"]}
+    require(bool(found), "against", where, f"use results with one of {names}")
+    return found
+
+
 def compare(own: Mapping[str, Any], other: Mapping[str, Any], where: str) -> list[list[Any]]:
     """Rows of suite, score, ours, theirs, ours - theirs, for all suites that both have.
 
     Raises ValueError where the protocols of one differ, or where no suite is in both.
     """
     rows: list[list[Any]] = []
-    for suite, ours in own["suites"].items():
-        theirs = other["suites"].get(suite)
-        if theirs is None:
-            continue
-        check_same(ours["protocol"], theirs["protocol"], where)
-        there = dict(flat(theirs["scores"]))
+    for suite, protocol in protocols(other, own["suites"], where).items():
+        ours = own["suites"][suite]
+        check_same(ours["protocol"], protocol, where)
+        there = dict(flat(other["suites"][suite]["scores"]))
         for name, value in flat(ours["scores"]):
             if name in there and isinstance(value, int | float):
                 rows.append([suite, name, value, there[name], value - there[name]])
-    if not rows:
-        raise ValueError(f"against={where!r}: use results with one of {list(own['suites'])}")
     return rows
 
 

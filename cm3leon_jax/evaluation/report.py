@@ -3,7 +3,6 @@
 import base64
 import html
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cm3leon_jax.data.pictures import to_png
+from cm3leon_jax.evaluation.parts import write_bytes
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
@@ -169,6 +169,4 @@ def curves(title: str, lines: Mapping[str, Sequence[tuple[int, float]]]) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file under a temporary name, then renames it."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_bytes(path, text.encode())

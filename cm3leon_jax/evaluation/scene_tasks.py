@@ -75,14 +75,19 @@ def evaluate_task(
 
     documents: so many retrieved ones stand in front, where the task's method takes them.
     """
-    grids = {layout.size: grid for grid, layout in scenes.LAYOUTS.items()}
-    grid = grids[generator.experiment.image_tokenizer.size]
-    template, run = TASKS[task]
-    if not (found := held_out_records(data, grid, template, count)):
+    _, run = TASKS[task]
+    if not (found := requests(generator, task, data, count)):
         rule = "none of the task's records is held out; give more, or another data.held_out"
         raise ValueError(f"data.count={data.count}: {rule}")
     how: How = {"seed": seed} if documents is None else {"seed": seed, "documents": documents}
     return run(generator, found, how)
+
+
+def requests(generator: Generator, task: str, data: config.Data, count: int) -> list[Record]:
+    """What `evaluate_task` asks."""
+    grids = {layout.size: grid for grid, layout in scenes.LAYOUTS.items()}
+    grid = grids[generator.experiment.image_tokenizer.size]
+    return held_out_records(data, grid, TASKS[task][0], count)
 
 
 def of_templates(templates: Sequence[str]) -> list[str]:
@@ -157,11 +162,15 @@ def _ground(generator: Generator, found: list[Record], how: "How") -> Result:
 
 
 def _describe(generator: Generator, found: list[Record], how: "How") -> Result:
-    """Right is a paragraph whose every sentence is true."""
+    """Right is a paragraph whose every sentence is true, with as many different ones as the
+    record's own: a single safe one describes nothing."""
     images, wanted = _last(found), [_text(r) for r in found]
     told = generator.caption(list(images), style="long", **how)
     shown = scenes.find_scenes(images, _grid(images))
-    right = [all_true(text, scene) for text, scene in zip(told, shown)]
+    right = [
+        all_true(text, scene) and _count_sentences(text) >= _count_sentences(own)
+        for text, own, scene in zip(told, wanted, shown)
+    ]
     return Result(np.array(right), [([image], "") for image in images], told, wanted)
 
 
@@ -240,6 +249,11 @@ def _texts(
     told: Sequence[str], wanted: Sequence[str], asked: list[tuple[list[NDArray[np.uint8]], str]]
 ) -> Result:
     return Result(np.array([a == b for a, b in zip(told, wanted)]), asked, told, wanted)
+
+
+def _count_sentences(text: str) -> int:
+    """Different ones."""
+    return len({*text.lower().strip().removesuffix(".").split(". ")})
 
 
 def _read_maps(maps: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -1,11 +1,12 @@
 """The suites of `cm3leon evaluate`: each draws or writes for a set of inputs, and scores it.
 
 A suite is a function of a generator and settings. It works in parts inside its own folder, so it
-goes on after a kill, and several processes share it; the first of them scores.
+goes on after a kill, and several processes share it; the first of them scores. What of a protocol
+is known before the work is checked by then (`Settings.check`).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from cm3leon_jax.evaluation.captions import TOKENIZER, caption_scores
 from cm3leon_jax.evaluation.clip_score import Encoders, bundle_encoders
 from cm3leon_jax.evaluation.distances import feature_scores, text_scores
 from cm3leon_jax.evaluation.features import FeatureNetwork
-from cm3leon_jax.evaluation.inputs import Inputs, draw_inputs, read_pictures, write_bytes
-from cm3leon_jax.evaluation.parts import in_parts, read_lists
+from cm3leon_jax.evaluation.inputs import Inputs, draw_inputs, read_pictures
+from cm3leon_jax.evaluation.parts import in_parts, read_lists, write_bytes
 from cm3leon_jax.evaluation.vqa import exact_accuracy, read_choice, vqa_accuracy
 from cm3leon_jax.fields import require
 
@@ -38,13 +39,14 @@ class Settings:
     split: inputs.Split = "held_out"
     count: int = 512
     seed: int = 0
-    documents: int | None = None  # retrieved ones in front; None: as the bundle says
+    documents: int | None = None  # retrieved ones in front; None: as `Generator` has it
     candidates: int | None = None  # coco_fid: drawn for each caption, the best by CLIP is kept
     style: str = "short"  # of captions
-    explain: bool = False  # vqa, scenes: explanations in front of answers
+    explain: bool = False  # vqa: explanations in front of answers
     reference: Path | None = None  # coco_fid: a folder of pictures, or statistics of one
     network: FeatureNetwork | None = None  # coco_fid: None for no FID and KID
     encoders: Encoders | None = None  # coco_fid: a CLIP; None for the bundle's, if it has one
+    check: Callable[[Mapping[str, Any]], None] | None = None  # may refuse a protocol; None: none
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ def coco_fid(generator: Generator, settings: Settings) -> Result | None:
     rule = "use --inception FILE, --clip FOLDER or a bundle with clip/, to score pictures"
     require(encoders is not None or settings.network is not None, "inception", None, rule)
     found = _draw(generator, settings, "captions")
+    protocol = _protocol("coco_fid", generator, settings, found)
     asked = [_choose(item.texts, settings.seed, item.id) for item in found.items]
     drawn = settings.out / "drawn"
 
@@ -99,14 +102,14 @@ def coco_fid(generator: Generator, settings: Settings) -> Result | None:
     shown = range(min(SHOWN, len(paths)))
     pictures = read_pictures([paths[i] for i in shown], found.size)
     scores |= {"count": len(paths), "refused": len(refused)}
-    protocol = _protocol("coco_fid", generator, settings, found) | {"measure": measure}
     cards: list[Card] = [([pictures[i]], prompts[i]) for i in shown]
-    return Result(scores, protocol, found.bad + refused, cards)
+    return Result(scores, protocol | {"measure": measure}, found.bad + refused, cards)
 
 
 def captions(generator: Generator, settings: Settings) -> Result | None:
     """Writes a caption of each picture: CIDEr, BLEU and ROUGE-L against all that it has."""
     found = _draw(generator, settings, "captions")
+    protocol = _protocol("captions", generator, settings, found, style=settings.style)
 
     def write(rows: Sequence[int]) -> list[str]:
         return _as_list(
@@ -123,8 +126,7 @@ def captions(generator: Generator, settings: Settings) -> Result | None:
         return None
     scores = caption_scores(said, [item.texts for item in found.items])
     scores |= _counts(said, refused)
-    protocol = _protocol("captions", generator, settings, found)
-    protocol |= {"style": settings.style, "measure": {"tokenizer": TOKENIZER}}
+    protocol |= {"measure": {"tokenizer": TOKENIZER}}
     texts = [f"{text} — {item.texts[0]}" for text, item in zip(said, found.items)]
     return Result(scores, protocol, found.bad + refused, _cards(found, texts))
 
@@ -132,14 +134,23 @@ def captions(generator: Generator, settings: Settings) -> Result | None:
 def vqa(generator: Generator, settings: Settings) -> Result | None:
     """Answers each question: VQA accuracy where there are answers of several people, equality where
     there is one, and of questions with choices the share of right ones."""
+    documents = settings.documents or 0  # as `Generator.answer` has it
+    settings = replace(settings, documents=documents)
     found = _draw(generator, settings, "questions")
+    protocol = _protocol("vqa", generator, settings, found, explain=settings.explain)
     items = found.items
 
     def write(rows: Sequence[int]) -> list[str]:
         asked = [items[i].question for i in rows]
         pictures = list(found.pictures(rows))
         return _as_list(
-            generator.answer(pictures, asked, explain=settings.explain, seed=settings.seed)
+            generator.answer(
+                pictures,
+                asked,
+                explain=settings.explain,
+                documents=documents,
+                seed=settings.seed,
+            )
         )
 
     said, refused = _ask_all(settings.out / "answers", found, write)
@@ -147,7 +158,7 @@ def vqa(generator: Generator, settings: Settings) -> Result | None:
         return None
     kinds: dict[str, list[float]] = {}
     for text, item in zip(said, items):
-        answer = text.rpartition("So the answer is")[2].strip(" .") if settings.explain else text
+        answer = text.rpartition(scene_tasks.REASON)[2].strip(" .") if settings.explain else text
         if item.choices:
             chosen = read_choice(answer, item.choices)
             is_right = chosen is not None and item.choices[chosen] == item.answers[0]
@@ -161,8 +172,7 @@ def vqa(generator: Generator, settings: Settings) -> Result | None:
     scores |= {f"{name}_count": len(values) for name, values in kinds.items()} | _counts(
         said, refused
     )
-    protocol = _protocol("vqa", generator, settings, found)
-    protocol |= {"explain": settings.explain, "measure": {"answers": "official normalisation"}}
+    protocol |= {"measure": {"answers": "official normalisation"}}
     rows = zip(said, items)
     texts = [f"{item.question} {text} — {item.answers[0]}" for text, item in rows]
     return Result(scores, protocol, found.bad + refused, _cards(found, texts))
@@ -170,32 +180,54 @@ def vqa(generator: Generator, settings: Settings) -> Result | None:
 
 def scenes(generator: Generator, settings: Settings) -> Result | None:
     """Every task that held-out scenes give exact answers for (`evaluation.scene_tasks`), those of
-    the bundle's own data."""
-    if not processes.is_first():
-        return None
+    the bundle's own data. A task is a part; one that the model cannot be asked has no score."""
     c = generator.experiment
     source = c.data.source
     require(source == "scenes", "data.source", source, "use a bundle trained on scenes")
-    scores: dict[str, Any] = {}
-    cards: list[Card] = []
     names = scene_tasks.of_templates(("plain", *c.data.tasks))
-    for name in names:
-        found = scene_tasks.evaluate_task(
-            generator, name, c.data, settings.count, settings.seed, settings.documents
-        )
-        scores[name] = found.score()
-        cards += found.cards()[: SHOWN // 4]
     protocol = {
         "suite": "scenes",
         "dataset": f"{source}, seed {c.data.seed}",
         "split": "held_out",
-        "tasks": names,
-        "count": settings.count,
+        "held_out": c.data.held_out,
         "seed": settings.seed,
         "size": c.image_tokenizer.size,
+        "documents": settings.documents,  # None: each task's own
         "decode": _decode(generator, settings),
     }
-    return Result(scores, protocol, [], cards)
+    _check(settings, protocol)
+    tasks = settings.out / "tasks"
+    parts = in_parts(
+        tasks, len(names), lambda rows: [_task(generator, names[rows[0]], settings)], size=1
+    )
+    if not processes.is_first():
+        return None
+    found = dict(zip(names, read_lists(parts)))
+    refused = [f"{name}: {one['refused']}" for name, one in found.items() if one["refused"]]
+    if len(refused) == len(names):
+        raise ValueError(f"all {len(names)} tasks were refused; the first one, {refused[0]}")
+    scores = {name: one["score"] for name, one in found.items()}
+    protocol["tasks"] = {name: score["count"] for name, score in scores.items()}
+    cards: list[Card] = [
+        ([np.array(picture, np.uint8) for picture in pictures], text)
+        for one in found.values()
+        for pictures, text in one["cards"]
+    ]
+    return Result(scores, protocol, refused, cards)
+
+
+def _task(generator: Generator, name: str, settings: Settings) -> dict[str, Any]:
+    """What is kept of a task as JSON: its score, its first cards, and why it was refused or ""."""
+    data, count = generator.experiment.data, settings.count
+    how = data, count, settings.seed, settings.documents
+    try:
+        found = scene_tasks.evaluate_task(generator, name, *how)
+    except ValueError as error:
+        asked = len(scene_tasks.requests(generator, name, data, count))
+        return {"score": {"count": asked, "refused": asked}, "cards": [], "refused": str(error)}
+    shown = found.cards()[: SHOWN // 4]
+    cards = [([picture.tolist() for picture in pictures], text) for pictures, text in shown]
+    return {"score": found.score(), "cards": cards, "refused": ""}
 
 
 SUITES: dict[str, Suite] = {
@@ -237,11 +269,19 @@ def _ask(rows: Sequence[int], ask: Callable[[Sequence[int]], list[str]]) -> list
 
 
 def _protocol(
-    suite: str, generator: Generator, settings: Settings, found: Inputs
+    suite: str, generator: Generator, settings: Settings, found: Inputs, **asked: Any
 ) -> dict[str, Any]:
+    """All but how it is measured."""
     data = f"{Path(settings.data.source).name} as {settings.data.task}"
     about = inputs.describe(found, data, settings.split, settings.seed)
-    return {"suite": suite} | about | {"decode": _decode(generator, settings)}
+    protocol = {"suite": suite} | about | {"decode": _decode(generator, settings)} | asked
+    _check(settings, protocol)
+    return protocol
+
+
+def _check(settings: Settings, protocol: Mapping[str, Any]) -> None:
+    if settings.check is not None:
+        settings.check(protocol)
 
 
 def _decode(generator: Generator, settings: Settings) -> dict[str, Any]:
