@@ -15,6 +15,7 @@ from PIL import Image as Pillow
 
 from cm3leon_jax import config
 from cm3leon_jax.data.instructions import find_task
+from cm3leon_jax.data.records import picture_of
 from cm3leon_jax.data.structures import MAPS
 from cm3leon_jax.decoding.generator import Generator, Stream
 from cm3leon_jax.decoding.parts import read_text
@@ -79,7 +80,7 @@ def examples(generator: Generator, count: int) -> tuple[list[str], list[NDArray[
     both = [record for record in few if record.texts and record.images][:count]
     if not both:
         return [], []
-    codes = np.stack([record.images[0] for record in both])
+    codes = np.stack([picture_of(record.segments) for record in both])
     return [record.texts[0] for record in both], [*decode_codes(generator.image_tokenizer, codes)]
 
 

@@ -22,7 +22,7 @@ from cm3leon_jax import config, processes
 from cm3leon_jax.checkpoint import write_json
 from cm3leon_jax.data import sources
 from cm3leon_jax.data.pictures import Picture, open_picture, to_png
-from cm3leon_jax.data.records import Record, Skipped, is_held_out
+from cm3leon_jax.data.records import Record, Skipped, is_held_out, picture_of
 from cm3leon_jax.evaluation.parts import wait_for, write_bytes
 from cm3leon_jax.fields import require
 
@@ -139,17 +139,17 @@ def from_records(data: config.Data, size: int, split: Split, kind: Kind) -> Sour
 def _to_entries(record: Record, kind: str) -> Iterator[Entry]:
     """None where the record is of another kind."""
     texts = tuple(part for part in record.segments if isinstance(part, str))
-    pictures = [part for part in record.segments if not isinstance(part, str)]
+    picture = picture_of(record.segments)
     origin = record.origin or record.id
-    if not pictures or record.instruction is not None:
+    if picture is None or record.instruction is not None:
         return
     if kind == "captions" and texts:
-        yield Entry(Item(record.group, texts=texts), pictures[0], origin)
+        yield Entry(Item(record.group, texts=texts), picture, origin)
     if kind == "questions" and record.question is not None and record.answer is not None:
         id, answers = f"{record.group}: {record.question}", record.answers or (record.answer,)
         _, _, options = record.question.partition("\nOptions: ")
         choices = tuple(OPTIONS.findall(options))
-        yield Entry(Item(id, "", (), record.question, answers, choices), pictures[0], origin)
+        yield Entry(Item(id, "", (), record.question, answers, choices), picture, origin)
 
 
 def read_pictures(paths: list[Path], size: int) -> NDArray[np.uint8]:
