@@ -230,3 +230,13 @@ def test_a_memory_of_other_networks_is_refused_with_both_fingerprints(generator,
 
 def test_the_memory_keeps_licences(generator):
     assert {record.license for record in generator.memory.records} == {"CC0-1.0"}
+
+
+def test_the_notice_of_a_converted_upscaler_goes_with_it(tmp_path):
+    source, target = tmp_path / "upscaler", tmp_path / "bundle"
+    (source / "network").mkdir(parents=True)
+    target.mkdir()
+    (source / "config.json").write_text("{}")
+    (source / "notice.txt").write_text("research only")
+    bundle.add_upscaler(tmp_path, target)
+    assert (target / "upscaler" / "notice.txt").read_text() == "research only"

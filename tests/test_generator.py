@@ -9,6 +9,7 @@ import cm3leon_jax as cm3
 from cm3leon_jax import bundle, checkpoint, config
 from cm3leon_jax.data.shards import write_shards
 from cm3leon_jax.decoding.engine import pad_prompts
+from cm3leon_jax.models import image_codes
 from cm3leon_jax.models.transformer import Transformer
 from cm3leon_jax.models.vqgan import VQGAN
 from cm3leon_jax.tokens.document import MASK
@@ -166,3 +167,13 @@ def test_more_rows_than_one_batch_change_nothing(generator, monkeypatch):
     whole = pixels(generator.images("a red ring", n=5))
     monkeypatch.setattr("cm3leon_jax.decoding.batches.ROWS", 2)
     np.testing.assert_array_equal(whole, pixels(generator.images("a red ring", n=5)))
+
+
+def test_few_pictures_are_coded_at_once_where_they_are_large(generator, monkeypatch):
+    tokenizer, seen, real = generator.image_tokenizer, [], image_codes._decode
+    codes = np.random.default_rng(0).integers(0, 64, (5, 4))
+    together = image_codes.decode_codes(tokenizer, codes).astype(int)
+    monkeypatch.setattr(image_codes, "PIXELS", 2 * 8 * 8)
+    monkeypatch.setattr(image_codes, "_decode", lambda t, c: seen.append(len(c)) or real(t, c))
+    np.testing.assert_allclose(image_codes.decode_codes(tokenizer, codes), together, atol=1)
+    assert seen == [2, 2, 2]

@@ -126,6 +126,11 @@ def test_a_converted_image_tokenizer_begins_a_work_directory(tmp_path, capsys):
     assert "sha256" in (target / "card.md").read_text()
 
 
+def test_a_size_that_the_source_says_otherwise_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=f"size={SIDE + 8}: config.json says"):
+        vq.read_tokenizer(write(tmp_path / "vq", "diffusers"), SIDE + 8)
+
+
 def test_a_file_is_what_its_tensors_say_and_not_what_lies_beside_it(tmp_path, capsys):
     folder = write(tmp_path / "vq", "llamagen")
     (source,) = folder.glob("*.safetensors")

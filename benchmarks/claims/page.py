@@ -74,8 +74,9 @@ skin tone in training, which may be among what is retrieved.
 Intervals are of 95 %. Of shares: Wilson's over the answers of all seeds, or that of Student's t
 over seeds where it is wider; of distances and losses: t over seeds. **Shown** means that the
 intervals do not overlap, in the paper's direction; **the opposite**, that they do not in the other
-one; **not shown**, that they overlap. Models of one seed begin alike and read the same in the same
-order: "seed by seed" is the mean difference of such pairs, and its interval of t."""
+one; **not shown**, that they overlap. Two values of a seed are of one model, or of models that read
+the same documents in the same order: "seed by seed" is the mean difference of such pairs, and its
+interval of t."""
 
 
 def _describe(folder: Path, setup: Setup) -> str:

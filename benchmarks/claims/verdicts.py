@@ -2,8 +2,8 @@
 
 Shares have Wilson's interval over all answers of all seeds or, where that is wider, the one of
 Student's t over seeds. Distances and losses have that of t over seeds, and none from one seed.
-Models of one seed begin alike and read the same in the same order, so two values of a seed are a
-pair; their difference often says more than their means.
+Two values of a seed are a pair, of one model or of models that read the same documents in the same
+order; their difference often says more than their means.
 """
 
 from collections.abc import Mapping, Sequence

@@ -74,9 +74,10 @@ def load(bundle: PathLike, *, int8: bool = False, tensor: int = 1) -> "Generator
     speller: TextTokenizer | ClipTokenizer = text
     if (folder / "clip").exists():
         clip, speller = open_retriever(c, folder / "clip", mesh, text)
-    if "://" in str(bundle):
+    has_memory = (folder / "memory").exists()
+    if has_memory and "://" in str(bundle):
         print(f"{bundle}: memory/ is not opened, copy the bundle to a disk", file=sys.stderr)
-    elif (folder / "memory").exists():
+    elif has_memory:
         require(clip is not None, "bundle", str(bundle), "use one with clip/, which memory/ needs")
         place = Path(folder / "memory")
         given = image_tokenizer, text, c.retrieval, speller
