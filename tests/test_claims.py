@@ -138,6 +138,7 @@ def test_the_page_of_the_shipped_parts_can_be_written_before_anything_is_measure
     written = (tmp_path / "claims.md").read_text()
     summary = [line for line in written.splitlines() if re.match(r"\| \(\w\) ", line)]
     assert len(summary) == len(PARTS)
+    assert re.search(r"\| small, \de\+12 FLOPs \| not measured yet", written)
     assert all("| not measured |" in line for line in summary)
     rows = re.findall(r"^\| tuned \| .* \| ([\d,]+), \S+ \|  \|$", written, re.MULTILINE)
     assert len(rows) == 1  # emoji have no tasks

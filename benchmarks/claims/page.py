@@ -35,9 +35,9 @@ def write_page(work: Path, docs: Path, setups: Mapping[str, Setup]) -> None:
         judged = {name: judge_all(part, tables[name], name) for name in sources}
         cells = [_total(judged[name]) if name in sources else "" for name in setups]
         lines.append(_row(f"({letter}) {part.title}", *cells))
-        panels = [p for name in sources for p in _panels(part, tables[name], name)]
+        panels = [p for n in sources for p in _panels(part, tables[n], n, setups[n])]
         section = [f"## ({letter}) {part.title}", f"The paper: {part.paper}."]
-        section += [_table(part, tables[name], name) for name in sources]
+        section += [_table(part, tables[name], name, setups[name]) for name in sources]
         if panels:
             write_text(docs / f"claims_{letter}.svg", plot.draw(panels))
             section.append(f"![{part.title}](claims_{letter}.svg)")
@@ -92,13 +92,21 @@ def _describe(folder: Path, setup: Setup) -> str:
     )
 
 
-def _table(part: Part, table: Table, source: str) -> str:
+def _table(part: Part, table: Table, source: str, setup: Setup) -> str:
     """A table of one source; units stand in the head."""
     heads = [f"{name}, {unit_of(how['ask'], source)}" for name, how in part.columns.items()]
     lines = [_row(f"{source}: {part.head}", *heads), _row("---", *["---:"] * len(heads))]
     for row in part.rows:
-        lines.append(_row(row, *(_cell(c[row]) if row in c else "" for c in table.values())))
+        cells = (_cell(c[row]) if row in c else "" for c in table.values())
+        lines.append(_row(_label(part, row, setup), *cells))
     return "\n".join(lines)
+
+
+def _label(part: Part, row: str, setup: Setup) -> str:
+    """The row's name; where all rows are models, with what each costs to train."""
+    if not part.rows.keys() <= MODELS.keys():
+        return row
+    return f"{row}, {train_flops(model_of(setup.experiment, row, 0)):.0e} FLOPs"
 
 
 def _cell(found: Found | None) -> str:
@@ -147,12 +155,13 @@ def _total(judged: Sequence[Judged]) -> str:
     return total([one.verdict for one in judged])
 
 
-def _panels(part: Part, table: Table, source: str) -> list[plot.Panel]:
+def _panels(part: Part, table: Table, source: str, setup: Setup) -> list[plot.Panel]:
     """One of each unit of which anything was measured."""
     units: dict[str, dict[str, Mapping[str, Found | None]]] = {}
     for column, how in part.columns.items():
         if any(table[column].values()):
-            units.setdefault(unit_of(how["ask"], source), {})[column] = table[column]
+            found = {_label(part, row, setup): cell for row, cell in table[column].items()}
+            units.setdefault(unit_of(how["ask"], source), {})[column] = found
     return [
         plot.Panel(f"{source}: {unit}", columns, part.is_curve) for unit, columns in units.items()
     ]
