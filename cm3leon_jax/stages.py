@@ -213,8 +213,9 @@ def prepare_tasks(experiment: config.Experiment, workdir: Path, run: Path) -> No
 
 def mixture_of_tasks(data: config.Data, workdir: Path, run: Path) -> str:
     """The documents of a run as they are and told by each of `data.tasks`."""
-    shares = {str(run): SHARES.get("plain", 1)} | {
-        f"{workdir / of if of else run}:{task}": SHARES.get(task, 1)
+    share = SHARES.get(data.source, {})
+    shares = {str(run): share.get("plain", 1)} | {
+        f"{workdir / of if of else run}:{task}": share.get(task, 1)
         for task, of in told_of(data).items()
     }
     return ",".join(f"{place}={share}" for place, share in shares.items())

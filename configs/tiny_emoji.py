@@ -1,8 +1,8 @@
 """The quickstart on real pictures: Noto colour emoji with their Unicode names.
 
-Expect: people, hands, faces and flags recognisable; many one-off objects are blobs still.
-Cost: about 20 minutes on two CPU cores (twice what half of the steps took), 1.5 GiB of
-memory.
+Expect: people and hands drawn, told and edited, also of skin tones that were not seen of them; many
+one-off objects are blobs still: docs/quickstart.md.
+Cost: 26 minutes on one CPU core, 1.5 GiB of memory.
 Run:  cm3leon quickstart --data emoji --config tiny_emoji --workdir runs/tiny_emoji
 """
 

@@ -70,6 +70,11 @@ def test_the_commands_of_a_report_are_those_of_its_stages(most):
         assert (f"cm3leon {stage} --workdir run-again/pretraining" in listed) == bool(most)
 
 
+def test_every_share_is_of_a_task_of_its_preset():
+    for source, shares in presets.SHARES.items():
+        assert shares.keys() <= {"plain", *presets.for_source(source).data.tasks}
+
+
 def test_help_has_an_example_for_every_verb(capsys):
     making = ("quickstart", "tokenizer", "prepare", "retrieve", "train")
     for verb in (*making, "sample", "evaluate", "inspect"):
