@@ -216,7 +216,7 @@ def _tiny_emoji() -> Experiment:
         ),
         retriever=replace(tiny.retriever, train=replace(tiny.retriever.train, steps=400)),
         data=replace(tiny.data, source="emoji", tasks=("edit", "short"), row_length=256),
-        # Each document behind others takes two out of the row. A sibling is no copy.
+        # Behind others a document fills a row that holds three. A sibling is no copy.
         retrieval=Retrieval(most=2, alone=0.8, max_score=0.97, max_similarity=0.97),
         objective=replace(tiny.objective, rate=1.0, whole_segment=0.8),
         optimizer=replace(tiny.optimizer, learning_rate=3e-3),

@@ -213,12 +213,10 @@ def prepare_tasks(experiment: config.Experiment, workdir: Path, run: Path) -> No
 
 def mixture_of_tasks(data: config.Data, workdir: Path, run: Path) -> str:
     """The documents of a run as they are and told by each of `data.tasks`."""
-    share = SHARES.get(data.source, {})
-    shares = {str(run): share.get("plain", 1)} | {
-        f"{workdir / of if of else run}:{task}": share.get(task, 1)
-        for task, of in told_of(data).items()
-    }
-    return ",".join(f"{place}={share}" for place, share in shares.items())
+    shares = SHARES.get(data.source, {})
+    told = [(task, f"{workdir / of if of else run}:{task}") for task, of in told_of(data).items()]
+    places = [("plain", str(run)), *told]
+    return ",".join(f"{place}={shares.get(task, 1)}" for task, place in places)
 
 
 def for_one_task(experiment: config.Experiment, task: str, run: Path) -> config.Experiment:

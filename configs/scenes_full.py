@@ -2,7 +2,7 @@
 
 Expect: held-out captions, maps, boxes and letters right, of edits and questions 97 to 98 %:
 docs/quickstart.md.
-Cost: 100 minutes on one CPU core; training holds 1.7 GiB.
+Cost: 100 minutes on one CPU core; training holds 1.6 GiB.
 Run:  cm3leon quickstart --config scenes_full --workdir runs/scenes_full
 """
 

@@ -2,7 +2,7 @@
 
 Expect: people and hands drawn, told and edited, also of skin tones that were not seen of them; many
 one-off objects are blobs still: docs/quickstart.md.
-Cost: 26 minutes on one CPU core, 1.5 GiB of memory.
+Cost: 26 minutes on one CPU core, 1.5 GiB of memory by an earlier recipe.
 Run:  cm3leon quickstart --data emoji --config tiny_emoji --workdir runs/tiny_emoji
 """
 

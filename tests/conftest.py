@@ -3,6 +3,7 @@
 import os
 import tempfile
 from functools import cache
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -12,6 +13,7 @@ import pytest
 from jax._src import compiler
 
 from cm3leon_jax import config
+from cm3leon_jax.data import emoji
 from cm3leon_jax.data.examples import Examples
 from cm3leon_jax.data.shards import CodedRecord
 from cm3leon_jax.tokens.text import TextTokenizer
@@ -127,6 +129,15 @@ LONGEST = ("test_docs", "test_resume", "test_decoding", "test_plan")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
+@pytest.fixture(scope="session")
+def font() -> Path:
+    """The emoji font, which `.ci/run` installs; without it tests skip and say how to get it."""
+    try:
+        return emoji.find_font()
+    except emoji.FontNotFound as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

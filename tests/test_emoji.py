@@ -7,14 +7,6 @@ from cm3leon_jax.data import emoji
 
 
 @pytest.fixture(scope="module")
-def font():
-    try:
-        return emoji.find_font()
-    except emoji.FontNotFound as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module")
 def records(font):
     return {record.id: record for record in emoji.records(32, font)}
 

@@ -1,13 +1,13 @@
 """Neighbours among real pictures with real names: every rule holds for every document."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cm3leon_jax import config
 from cm3leon_jax.data import emoji
-from cm3leon_jax.data.emoji import FontNotFound
 from cm3leon_jax.mapped import Mapped, finish_mapped, write_mapped_part
 from cm3leon_jax.retrieval.index import Kind, build_faiss
 from cm3leon_jax.retrieval.join import join
@@ -25,13 +25,10 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def vectors() -> np.ndarray:
+def vectors(font: Path) -> np.ndarray:
     """[N 3 E] of emoji: words by their hash, pictures by their pixels; copies planted at the end,
     then documents without a text."""
-    try:
-        records = list(emoji.records(8))[::5]
-    except FontNotFound as error:
-        pytest.skip(str(error))
+    records = list(emoji.records(8, font))[::5]
     words = np.zeros((len(records), WIDTH))
     for row, record in zip(words, records):
         for word, count in Counter(record.segments[0].split()).items():

@@ -4,6 +4,7 @@ What a quickstart leaves is looked at where one is run: test_docs.py.
 """
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -70,9 +71,13 @@ def test_the_commands_of_a_report_are_those_of_its_stages(most):
         assert (f"cm3leon {stage} --workdir run-again/pretraining" in listed) == bool(most)
 
 
-def test_every_share_is_of_a_task_of_its_preset():
-    for source, shares in presets.SHARES.items():
-        assert shares.keys() <= {"plain", *presets.for_source(source).data.tasks}
+@pytest.mark.parametrize("source", presets.SHARES)
+def test_the_mixture_has_the_shares_of_its_source(source):
+    data, shares = presets.for_source(source).data, presets.SHARES[source]
+    assert shares.keys() <= {"plain", *data.tasks}  # none is of a task that is not there
+    mixture = stages.mixture_of_tasks(data, Path("tasks"), Path("run"))
+    told = {name: int(share) for name, share in re.findall(r"(\w+)=(\d+)", mixture)}
+    assert told == {"run": shares["plain"]} | {task: shares.get(task, 1) for task in data.tasks}
 
 
 def test_help_has_an_example_for_every_verb(capsys):

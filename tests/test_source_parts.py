@@ -200,14 +200,13 @@ def test_scenes_come_in_sizes_that_are_drawn_and_in_limited_number():
         sources.plan(config.Data(source="scenes", count=10**9), 32)
 
 
-def test_emoji_are_one_part_and_need_their_font(tmp_path):
+def test_emoji_need_their_font(tmp_path):
     data = config.Data(source="emoji", font=str(tmp_path / "none.ttf"))
     with pytest.raises(emoji.FontNotFound):
         sources.plan(data, SIZE)
-    try:
-        font = emoji.find_font()
-    except emoji.FontNotFound as error:
-        pytest.skip(str(error))
+
+
+def test_emoji_are_one_part(font):
     data = config.Data(source="emoji", font=str(font), count=3, part=2)
     (part,) = sources.plan(data, SIZE)
     skipped = Skipped()

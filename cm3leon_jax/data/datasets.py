@@ -86,16 +86,16 @@ def _open(source: str, fields: str) -> _Dataset:
     paths = _parse_fields(fields or MAPS.get(builder.name, ""), builder)
     try:
         return _Dataset(builder, split, builder.as_data_source(split), paths)
-    except (NotImplementedError, AssertionError, ValueError) as error:  # no files, or no such split
+    except (NotImplementedError, AssertionError, ValueError) as error:
         if not builder.is_prepared():
             make = f"tfds build {name} --file_format=array_record"
             raise ValueError(f"{source} is not on this machine: run `{make}` first") from None
         if split not in builder.info.splits:
             splits = ", ".join(builder.info.splits)
             raise ValueError(f"{source}: no split {split!r}; use one of {splits}") from None
-        if not isinstance(error, NotImplementedError):  # that one: no random access to its files
+        if not isinstance(error, NotImplementedError):
             raise
-    return _Dataset(builder, split, None, paths)
+    return _Dataset(builder, split, None, paths)  # TFRecord: no random access
 
 
 def _parse_fields(fields: str, builder: Any) -> dict[str, str]:

@@ -117,14 +117,9 @@ def read(part: Part, data: config.Data, size: int, skipped: Skipped) -> Iterator
             yield record
 
 
-# Of a tenth of the records the model learns these by heart: docs/quickstart.md.
-MANIFOLD = ("edit", "long")
-
-
 def for_task(data: config.Data, task: str) -> config.Data:
-    """The data of one of `data.tasks`: a tenth as many records, told otherwise, of MANIFOLD tasks a
-    third as many."""
-    count = -(-data.count // (3 if task in MANIFOLD else 10))
+    """The data of one of `data.tasks`: a tenth as many records, told otherwise."""
+    count = -(-data.count // 10)
     if data.source == "scenes" and count:
         count = min(count, scene_records.count(task))
     return replace(data, task=task, tasks=(), count=count, sample=-(-data.sample // 10))
